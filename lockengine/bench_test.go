@@ -1,0 +1,177 @@
+package lockengine
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+	"time"
+)
+
+func newBenchLocal(b testing.TB) *Local {
+	l, err := NewLocal(Config{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { l.Close() })
+	return l
+}
+
+func benchRequest(owner uint64) Request {
+	return Request{
+		Class: Record, Name: "file", Owner: Owner{1, owner}, Mode: Exclusive, Range: Range{0, 10},
+		Handle: owner, Who: Who{PID: int32(owner)},
+	}
+}
+
+// BenchmarkUncontended is a lock and an unlock that nobody else minds.
+func BenchmarkUncontended(b *testing.B) {
+	l := newBenchLocal(b)
+	req := benchRequest(7)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := l.Try(req); err != nil {
+			b.Fatal(err)
+		}
+		l.Unlock(Record, req.Name, req.Owner, req.Range)
+	}
+}
+
+func BenchmarkUncontendedFlock(b *testing.B) {
+	l := newBenchLocal(b)
+	req := benchRequest(7)
+	req.Class = Flock
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := l.Try(req); err != nil {
+			b.Fatal(err)
+		}
+		l.Unlock(Flock, req.Name, req.Owner, Whole)
+	}
+}
+
+func BenchmarkNamed(b *testing.B) {
+	l := newBenchLocal(b)
+	req := Request{Class: Named, Name: "backup", Owner: Owner{1, 7}, Timeout: time.Hour, Who: Who{PID: 7}}
+	b.ReportAllocs()
+	for b.Loop() {
+		g, err := l.Try(req)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := l.Release(req.Name, g.Token, Released); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkRangesHeld is a lock and an unlock among n ranges held by others.
+func BenchmarkRangesHeld(b *testing.B) {
+	for n := 10; n <= 100_000; n *= 10 {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			l := newBenchLocal(b)
+			for i := range n {
+				req := benchRequest(uint64(i%100 + 1))
+				req.Range = Range{uint64(i) * 20, uint64(i)*20 + 10}
+				l.Try(req)
+			}
+			req := benchRequest(1000)
+			req.Range = Range{uint64(n)*10 + 12, uint64(n)*10 + 15}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := l.Try(req); err != nil {
+					b.Fatal(err)
+				}
+				l.Unlock(Record, req.Name, req.Owner, req.Range)
+			}
+		})
+	}
+}
+
+// BenchmarkHandOff is an unlock that hands over to one of n who wait for the
+// same byte, who then gets in line again.
+func BenchmarkHandOff(b *testing.B) {
+	for n := 10; n <= 100_000; n *= 10 {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			l := newBenchLocal(b)
+			done := func(Grant, error) {}
+			for i := range n + 1 {
+				l.Wait(benchRequest(uint64(i+1)), done)
+			}
+			b.ReportAllocs()
+			for i := uint64(0); b.Loop(); i++ {
+				req := benchRequest(i%uint64(n+1) + 1)
+				l.Unlock(Record, req.Name, req.Owner, req.Range)
+				l.Wait(req, done)
+			}
+		})
+	}
+}
+
+// BenchmarkDeadlock is the refusal of a wait that closes a cycle of n owners,
+// each of which holds one file and waits for the next one's.
+func BenchmarkDeadlock(b *testing.B) {
+	for n := 10; n <= 10_000; n *= 10 {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			l := newBenchLocal(b)
+			at := func(owner, file int) Request {
+				req := benchRequest(uint64(owner + 1))
+				req.Name, req.Kind = fmt.Sprint(file%n), KindProcess
+				return req
+			}
+			for i := range n {
+				l.Try(at(i, i))
+			}
+			for i := range n - 1 {
+				l.Wait(at(i, i+1), func(Grant, error) {})
+			}
+			last := at(n-1, n)
+			for b.Loop() {
+				if _, _, err := l.Wait(last, nil); err != ErrDeadlock {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkWaitInLine is the common wait: for one who holds something else,
+// behind many who do, too, without a cycle.
+func BenchmarkWaitInLine(b *testing.B) {
+	l := newBenchLocal(b)
+	for i := range 1000 {
+		req := benchRequest(uint64(i + 2))
+		req.Name = fmt.Sprint(i)
+		l.Try(req)
+		l.Wait(benchRequest(uint64(i+2)), func(Grant, error) {})
+	}
+	own := benchRequest(5000)
+	own.Name = "own"
+	l.Try(own)
+	for b.Loop() {
+		_, id, _ := l.Wait(benchRequest(5000), func(Grant, error) {})
+		l.Cancel(id, false)
+	}
+}
+
+// BenchmarkMillionNamed reports the memory that a named lock takes, with its
+// name of 16 bytes, when a million are held.
+func BenchmarkMillionNamed(b *testing.B) {
+	const n = 1_000_000
+	for b.Loop() {
+		l := newBenchLocal(b)
+		before := heap()
+		for i := range n {
+			l.Try(Request{Class: Named, Name: fmt.Sprintf("lock-%011d", i), Owner: Owner{1, 7}, Timeout: time.Hour})
+		}
+		b.ReportMetric(float64(heap()-before)/n, "B/lock")
+		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n, "ns/lock")
+		runtime.KeepAlive(l)
+	}
+}
+
+func heap() uint64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}

@@ -1,0 +1,229 @@
+package lockengine
+
+// op says what a command does.
+type op uint8
+
+const (
+	opTick       op = iota // nothing but let time pass
+	opTry                  // req
+	opWait                 // req
+	opCancel               // waiter, keep
+	opUnlock               // req.Class, Name, Owner, Range
+	opDropOwner            // req.Name, Owner
+	opDropHandle           // req.Handle
+	opRelease              // req.Name, token, how
+	opRenew                // req.Name, token, req.Timeout, extend, max
+	opSetNote              // req.Name, token, note
+	opSetStart             // req.Name, token, second, max
+	opSetSpan              // req.Name, token, second, max
+	opSetHolder            // req.Name, token, req.Who
+	opWatch                // req.Name, token, watch
+	opUnwatch              // watch
+	opClassify             // kinds
+	opClose                // nothing: ends all waits
+)
+
+// command is a change asked for, as plain data: the same commands at the same
+// instants give the same state, whoever gives them.
+type command struct {
+	op     op
+	keep   bool
+	extend bool
+	how    End
+	req    Request
+	waiter WaiterID
+	watch  WatchID
+	token  uint64
+	max    int64 // nanoseconds
+	second int64
+	note   string
+	kinds  []ownerKind
+}
+
+// ownerKind is an answer to a question.
+type ownerKind struct {
+	owner Owner
+	kind  OwnerKind
+}
+
+// question is an owner of which must be known what it is.
+type question struct {
+	owner Owner
+	who   Who // of its wait
+}
+
+// result is what a command came to.
+type result struct {
+	grant  Grant
+	waiter WaiterID // the request waits
+	ok     bool     // opCancel, opUnwatch: it was there
+	err    error
+	// ask: nothing was done yet. Answer with opClassify, then give the command again.
+	ask []question
+}
+
+// completion is the outcome of an earlier request to wait, or the end of a
+// lock watched.
+type completion struct {
+	waiter WaiterID // 0: a watch
+	grant  Grant
+	err    error
+	watch  WatchID
+	end    End
+}
+
+// core is the state machine: all locks, waiters, leases and places kept, and
+// the log of events. It has no goroutine, no clock and does no I/O.
+//
+// INVARIANT between two commands: no two locks held conflict; no waiter could
+// be granted; what nobody holds or waits for is in no map, but for the few
+// that are parked.
+type core struct {
+	now  Instant // of the last command; Boot never goes back
+	rand uint64  // state of the priorities' generator
+
+	resources [4]map[string]*resource // by class: Record, Flock
+	owners    [4]map[Owner]*owner     // by class: Record, Flock
+	handles   map[uint64]*handle
+	parties   map[int32]*party
+	waiters   map[WaiterID]*waiter
+	names     namedTable
+	places    placeTable
+	watches   map[WatchID]*watch
+	guarded   map[string]map[*named]int // by guard: for what it is waited, and by how many
+
+	nextWaiter WaiterID
+	ready      groupHeap // groups with a waiter that may be granted
+	shrunk     []shrink  // where locks were given back in this command
+
+	// How many owners of record locks, and how many parties, both hold and
+	// wait: without another one no cycle can be.
+	stuckOwners, stuckParties int
+	search                    uint64 // number of the last graph search
+
+	log   eventLog
+	stats Stats
+	done  []completion // for the driver to take
+
+	lots struct {
+		resource lot[resource]
+		owner    lot[owner]
+		handle   lot[handle]
+		party    lot[party]
+	}
+	pools struct {
+		seg      pool[seg]
+		holding  pool[holding]
+		resource pool[resource]
+		owner    pool[owner]
+		handle   pool[handle]
+		party    pool[party]
+		group    pool[group]
+		waiter   pool[waiter]
+		named    pool[named]
+	}
+}
+
+func newCore(eventLog int) *core {
+	c := &core{
+		rand:    0x9e3779b97f4a7c15,
+		handles: map[uint64]*handle{},
+		parties: map[int32]*party{},
+		waiters: map[WaiterID]*waiter{},
+		watches: map[WatchID]*watch{},
+		guarded: map[string]map[*named]int{},
+	}
+	for _, class := range []Class{Record, Flock} {
+		c.resources[class] = map[string]*resource{}
+		c.owners[class] = map[Owner]*owner{}
+	}
+	c.names.init()
+	c.places.init()
+	c.log.bound = eventLog
+	return c
+}
+
+// apply brings the state to now and then does the command. It is the only way
+// to change the state. What it completes is appended to c.done.
+func (c *core) apply(cmd *command, now Instant) result {
+	c.advance(now)
+	res := c.do(cmd)
+	c.wake()
+	return res
+}
+
+func (c *core) do(cmd *command) result {
+	switch cmd.op {
+	case opTry:
+		return c.try(&cmd.req)
+	case opWait:
+		return c.wait(&cmd.req)
+	case opCancel:
+		return result{ok: c.cancel(cmd.waiter, cmd.keep)}
+	case opUnlock:
+		c.unlock(&cmd.req)
+	case opDropOwner:
+		c.dropOwner(cmd.req.Name, cmd.req.Owner)
+	case opDropHandle:
+		c.dropHandle(cmd.req.Handle)
+	case opRelease:
+		return result{err: c.release(cmd.req.Name, cmd.token, cmd.how)}
+	case opRenew:
+		return c.renew(cmd)
+	case opSetNote:
+		return result{err: c.setNote(cmd.req.Name, cmd.token, cmd.note)}
+	case opSetStart, opSetSpan:
+		return result{err: c.setTimes(cmd)}
+	case opSetHolder:
+		return result{err: c.setHolder(cmd)}
+	case opWatch:
+		return result{err: c.addWatch(cmd.req.Name, cmd.token, cmd.watch)}
+	case opUnwatch:
+		return result{ok: c.dropWatch(cmd.watch)}
+	case opClassify:
+		c.classified(cmd.kinds)
+	case opClose:
+		c.close()
+	}
+	return result{}
+}
+
+// advance lets time pass: leases that ran out end, one after the other, and
+// places kept long enough are forgotten.
+func (c *core) advance(now Instant) {
+	now.Boot = max(now.Boot, c.now.Boot)
+	c.now = now
+	for n := c.names.due(now.Boot); n != nil; n = c.names.due(now.Boot) {
+		c.endNamed(n, Expired)
+		c.wake()
+	}
+	c.names.forgetEnded(now.Boot)
+	c.forgetPlaces(now.Boot)
+}
+
+// deadline is when, by Boot, the state changes next without a command; 0:
+// never.
+func (c *core) deadline() int64 {
+	d := c.names.deadline()
+	if p := c.places.deadline(); p != 0 && (d == 0 || p < d) {
+		d = p
+	}
+	return d
+}
+
+// close ends all waits.
+func (c *core) close() {
+	for _, w := range c.waitersInOrder() {
+		c.done = append(c.done, completion{waiter: w.id, err: ErrClosed})
+		c.unlink(w)
+	}
+}
+
+// prio is the next priority for a treap: xorshift64 (Marsaglia, "Xorshift
+// RNGs", 2003), a part of the state so that a replay gives the same trees.
+func (c *core) prio() uint32 {
+	c.rand ^= c.rand << 13
+	c.rand ^= c.rand >> 7
+	c.rand ^= c.rand << 17
+	return uint32(c.rand >> 32)
+}

@@ -1,0 +1,78 @@
+package lockengine
+
+// eventLog keeps the last events in a ring that grows up to its bound and is
+// then written round and round.
+type eventLog struct {
+	bound int
+	ring  []Event
+	last  uint64 // Seq of the last event
+}
+
+const (
+	defaultEventLog = 8192
+	firstEventLog   = 64
+)
+
+// next is the slot of the event to write now.
+func (l *eventLog) next() *Event {
+	if n := uint64(len(l.ring)); l.last >= n && len(l.ring) < l.bound {
+		l.grow()
+	}
+	l.last++
+	return l.at(l.last)
+}
+
+// at is the slot of the event with this number.
+func (l *eventLog) at(seq uint64) *Event { return &l.ring[(seq-1)%uint64(len(l.ring))] }
+
+// grow happens only as long as nothing was overwritten, so events stay where
+// they are.
+func (l *eventLog) grow() {
+	ring := make([]Event, min(max(2*len(l.ring), firstEventLog), l.bound))
+	copy(ring, l.ring)
+	l.ring = ring
+}
+
+// oldest is the Seq of the first event still kept.
+func (l *eventLog) oldest() uint64 {
+	if n := uint64(len(l.ring)); l.last > n {
+		return l.last - n + 1
+	}
+	return 1
+}
+
+// after returns up to max events that come after seq, and how many of them
+// are no longer kept.
+func (l *eventLog) after(seq uint64, limit int) (events []Event, missed uint64) {
+	from := seq + 1
+	if oldest := l.oldest(); from < oldest {
+		missed, from = oldest-from, oldest
+	}
+	if from > l.last || limit <= 0 {
+		return nil, missed
+	}
+	n := min(uint64(limit), l.last-from+1)
+	events = make([]Event, 0, n)
+	for s := from; s < from+n; s++ {
+		events = append(events, *l.at(s))
+	}
+	return events, missed
+}
+
+// emit appends an event and returns it for what only some kinds have.
+func (c *core) emit(kind EventKind, class Class, name string, mode Mode, r Range, owner Owner, who Who) *Event {
+	e := c.log.next()
+	*e = Event{
+		Seq: c.log.last, At: c.now, Kind: kind,
+		Class: class, Name: name, Mode: mode, Range: r, Owner: owner, Who: who,
+	}
+	return e
+}
+
+func (c *core) emitRequest(kind EventKind, req *Request) *Event {
+	e := c.emit(kind, req.Class, req.Name, req.Mode, req.Range, req.Owner, req.Who)
+	if req.Class == Named {
+		e.Meta = req.Meta
+	}
+	return e
+}

@@ -1,0 +1,210 @@
+package lockengine
+
+// owner is what is known of an owner of locks of one class, as long as it has
+// a lock, waits, or has a place kept.
+type owner struct {
+	key     Owner
+	class   Class
+	parked  bool // in the lot
+	kind    OwnerKind
+	told    bool   // kind is from a request, which nothing overrides
+	assumed bool   // nobody could say what it is: counts as a process
+	handle  uint64 // through which it asked last; 0: none yet
+	segs    int
+	waits   list[waiter, waitsOfOwner]
+	places  list[place, placesOfOwner]
+
+	seen uint64 // number of the last search that came here
+	from *owner // who waits for it, in that search; nil: the newcomer
+}
+
+// stuck: it holds and waits.
+func (o *owner) stuck() bool { return o.segs > 0 && !o.waits.empty() }
+
+func (o *owner) idle() bool { return o.segs == 0 && o.waits.empty() && o.places.empty() }
+
+// isProcess: for all that can be known it is a process.
+func (o *owner) isProcess() bool { return o.kind == KindProcess || o.kind == KindUnknown && o.assumed }
+
+// learn takes from a request what it tells of its owner: its kind, or that it
+// asks through two handles, which only a process can (a description is one).
+func (o *owner) learn(req *Request) {
+	switch {
+	case req.Kind != KindUnknown:
+		o.kind, o.told = req.Kind, true
+	case req.Handle != 0 && o.handle != 0 && req.Handle != o.handle:
+		o.learnProcess()
+	}
+	if req.Handle != 0 {
+		o.handle = req.Handle
+	}
+}
+
+func (o *owner) learnProcess() {
+	if !o.told {
+		o.kind = KindProcess
+	}
+}
+
+// ownerOf returns the state of the request's owner, new if need be.
+func (c *core) ownerOf(req *Request) *owner {
+	o := c.owners[req.Class][req.Owner]
+	if o == nil {
+		o = c.pools.owner.get()
+		o.key, o.class = req.Owner, req.Class
+		c.owners[req.Class][req.Owner] = o
+	}
+	o.learn(req)
+	return o
+}
+
+// freeOwner forgets an idle owner.
+func (c *core) freeOwner(o *owner) {
+	if !o.idle() {
+		return
+	}
+	parked := o.parked
+	*o = owner{key: o.key, class: o.class, parked: true}
+	if parked {
+		return
+	}
+	if old := c.lots.owner.park(o); old != nil {
+		old.parked = false
+		if old.idle() {
+			delete(c.owners[old.class], old.key)
+			c.pools.owner.put(old)
+		}
+	}
+}
+
+// classified takes answers to questions.
+func (c *core) classified(kinds []ownerKind) {
+	for _, k := range kinds {
+		o := c.owners[Record][k.owner]
+		switch {
+		case o == nil || o.told:
+		case k.kind == KindUnknown:
+			o.assumed = true
+		default:
+			o.kind = k.kind
+		}
+	}
+}
+
+// handle is all that came through one handle.
+type handle struct {
+	id     uint64
+	parked bool // in the lot
+	segs   list[seg, segsOfHandle]
+	waits  list[waiter, waitsOfHandle]
+	places list[place, placesOfHandle]
+	names  list[named, namesOfHandle]
+}
+
+// handleOf returns the state of a handle, new if need be; nil for 0.
+func (c *core) handleOf(id uint64) *handle {
+	if id == 0 {
+		return nil
+	}
+	h := c.handles[id]
+	if h == nil {
+		h = c.pools.handle.get()
+		h.id = id
+		c.handles[id] = h
+	}
+	return h
+}
+
+func (h *handle) idle() bool {
+	return h.segs.empty() && h.waits.empty() && h.places.empty() && h.names.empty()
+}
+
+// freeHandle forgets a handle if it is idle.
+func (c *core) freeHandle(h *handle) {
+	if h == nil || h.parked || !h.idle() {
+		return
+	}
+	h.parked = true
+	if old := c.lots.handle.park(h); old != nil {
+		old.parked = false
+		if old.idle() {
+			delete(c.handles, old.id)
+			c.pools.handle.put(old)
+		}
+	}
+}
+
+// party is one process, as far as it is known by its number, with what it
+// holds and waits for in all classes.
+type party struct {
+	pid    int32
+	parked bool // in the lot
+	held   int  // segments, and named locks without a lease
+	waits  list[waiter, waitsOfParty]
+	seen   uint64
+}
+
+func (p *party) stuck() bool { return p.held > 0 && !p.waits.empty() }
+
+// partyOf returns the state of a party, new if need be; nil for pid 0.
+func (c *core) partyOf(pid int32) *party {
+	if pid == 0 {
+		return nil
+	}
+	p := c.parties[pid]
+	if p == nil {
+		p = c.pools.party.get()
+		p.pid = pid
+		c.parties[pid] = p
+	}
+	return p
+}
+
+// partyHolds counts n more (or fewer) locks for the party.
+func (c *core) partyHolds(p *party, n int) {
+	if p == nil {
+		return
+	}
+	was := p.stuck()
+	p.held += n
+	c.stuckParties += change(was, p.stuck())
+	c.freeParty(p)
+}
+
+func (p *party) idle() bool { return p.held == 0 && p.waits.empty() }
+
+// freeParty forgets a party if it is idle.
+func (c *core) freeParty(p *party) {
+	if p.parked || !p.idle() {
+		return
+	}
+	p.parked = true
+	if old := c.lots.party.park(p); old != nil {
+		old.parked = false
+		if old.idle() {
+			delete(c.parties, old.pid)
+			c.pools.party.put(old)
+		}
+	}
+}
+
+// ownerHolds counts n more (or fewer) segments for the owner. The owner is
+// not freed.
+func (c *core) ownerHolds(o *owner, n int) {
+	was := o.stuck()
+	o.segs += n
+	if o.class == Record {
+		c.stuckOwners += change(was, o.stuck())
+	}
+}
+
+// change is by how much a count of those who are changes.
+func change(was, is bool) int {
+	switch {
+	case is && !was:
+		return 1
+	case was && !is:
+		return -1
+	}
+	return 0
+}

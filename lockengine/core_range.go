@@ -1,0 +1,304 @@
+package lockengine
+
+// resource is one name with locks or waiters of the classes Record and Flock.
+// A flock lock is a segment that covers the whole.
+type resource struct {
+	class    Class
+	parked   bool // in the lot
+	name     string
+	excl     segTree
+	shared   segTree
+	holdings treap[holding, holdingsByOwner]
+	groups   groupTree
+}
+
+// holding is the segments of one owner on one resource: disjoint, and none
+// touches another of its mode.
+type holding struct {
+	res   *resource
+	owner *owner
+	segs  treap[seg, segsOfOne]
+	links links[holding]
+}
+
+type holdingsByOwner struct{}
+
+func (holdingsByOwner) links(h *holding) *links[holding] { return &h.links }
+func (holdingsByOwner) less(a, b *holding) bool          { return a.owner.key.less(b.owner.key) }
+func (holdingsByOwner) update(*holding)                  {}
+
+// shrink is where a resource has less locked than before.
+type shrink struct {
+	res *resource
+	Range
+}
+
+func (r *resource) tree(m Mode) *segTree {
+	if m == Exclusive {
+		return &r.excl
+	}
+	return &r.shared
+}
+
+// blockers says whose locks conflict with a request for this range and mode
+// by an owner that has none: nobody's (nil), one owner's, or several. For an
+// owner that has some, its own do not count: it can be granted if the answer
+// is nobody or itself.
+func (r *resource) blockers(rng Range, mode Mode) *owner {
+	b := r.excl.owners(rng)
+	if mode == Shared || b == several {
+		return b
+	}
+	return either(b, r.shared.owners(rng))
+}
+
+// conflicts yields the segments that conflict with a request, by mode, start
+// and owner, but for those of owners whom skip is true for.
+func (r *resource) conflicts(rng Range, mode Mode, skip func(*owner) bool, yield func(*seg) bool) {
+	if overlapping(r.excl.root, rng, skip, yield) && mode == Exclusive {
+		overlapping(r.shared.root, rng, skip, yield)
+	}
+}
+
+// holdingOf returns what the owner holds here, nil if nothing.
+func (r *resource) holdingOf(owner Owner) *holding {
+	h := r.holdings.seek(func(h *holding) bool { return !h.owner.key.less(owner) })
+	if h == nil || h.owner.key != owner {
+		return nil
+	}
+	return h
+}
+
+// touching returns the owner's first segment that ends at or after at.
+func (h *holding) touching(at uint64) *seg {
+	return h.segs.seek(func(s *seg) bool { return s.End >= at })
+}
+
+// after returns the owner's first segment that starts at or after at.
+func (h *holding) after(at uint64) *seg {
+	return h.segs.seek(func(s *seg) bool { return s.Start >= at })
+}
+
+func (c *core) resourceOf(class Class, name string) *resource {
+	r := c.resources[class][name]
+	if r == nil {
+		r = c.pools.resource.get()
+		r.class, r.name = class, name
+		c.resources[class][name] = r
+	}
+	return r
+}
+
+func (r *resource) idle() bool { return r.holdings.empty() && r.groups.empty() }
+
+// freeResource forgets a resource if it is idle.
+func (c *core) freeResource(r *resource) {
+	if r.parked || !r.idle() {
+		return
+	}
+	r.parked = true
+	if old := c.lots.resource.park(r); old != nil {
+		old.parked = false
+		if old.idle() {
+			delete(c.resources[old.class], old.name)
+			c.pools.resource.put(old)
+		}
+	}
+}
+
+// take gives the request its range, which conflicts with nothing held by
+// others: it replaces what the owner holds there, and merges with what it
+// touches of the same mode. A merged segment is the newest one's in all else.
+func (c *core) take(req *Request) {
+	r := c.resourceOf(req.Class, req.Name)
+	h := c.holding(r, c.ownerOf(req))
+	merged := c.clear(h, req.Range, req.Mode)
+	s := c.pools.seg.get()
+	*s = seg{Range: merged, mode: req.Mode, by: h, who: req.Who, since: c.now}
+	s.handle, s.party = c.handleOf(req.Handle), c.partyOf(req.Who.PID)
+	c.addSeg(s)
+}
+
+func (c *core) holding(r *resource, o *owner) *holding {
+	h := r.holdingOf(o.key)
+	if h == nil {
+		h = c.pools.holding.get()
+		h.res, h.owner = r, o
+		r.holdings.insert(h, c.prio())
+	}
+	return h
+}
+
+// clear makes room for a new segment of the owner and returns the range that
+// it is to have, which is larger by what it merges with.
+func (c *core) clear(h *holding, rng Range, mode Mode) Range {
+	merged := rng
+	for s := h.touching(rng.Start); s != nil && s.Start <= rng.End; {
+		next := h.after(s.End)
+		switch {
+		case s.mode == mode:
+			merged = Range{min(merged.Start, s.Start), max(merged.End, s.End)}
+			c.removeSeg(s)
+		case s.overlaps(rng):
+			if s.mode == Exclusive {
+				c.shrinks(h.res, s.common(rng))
+			}
+			c.cut(s, rng)
+		}
+		s = next
+	}
+	return merged
+}
+
+// cut takes rng out of a segment that it overlaps; what lies before and after
+// stays. The piece after comes first, as it keeps handle and party in use.
+func (c *core) cut(s *seg, rng Range) {
+	if s.End > rng.End {
+		c.addPiece(s, Range{rng.End, s.End})
+	}
+	if s.Start >= rng.Start {
+		c.removeSeg(s)
+		return
+	}
+	t := s.by.res.tree(s.mode)
+	t.remove(s)
+	s.End = rng.Start
+	t.insert(s, c.prio())
+}
+
+func (c *core) addPiece(of *seg, rng Range) {
+	s := c.pools.seg.get()
+	*s = seg{Range: rng, mode: of.mode, by: of.by, handle: of.handle, party: of.party, who: of.who, since: of.since}
+	c.addSeg(s)
+}
+
+func (c *core) addSeg(s *seg) {
+	h := s.by
+	h.res.tree(s.mode).insert(s, c.prio())
+	h.segs.insert(s, c.prio())
+	if s.handle != nil {
+		s.handle.segs.push(s)
+	}
+	c.partyHolds(s.party, 1)
+	c.ownerHolds(h.owner, 1)
+	c.stats.Held[h.res.class]++
+}
+
+// removeSeg takes a segment out of everything. The holding stays, though it
+// may be empty: see freeHolding.
+func (c *core) removeSeg(s *seg) {
+	h := s.by
+	h.res.tree(s.mode).remove(s)
+	h.segs.remove(s)
+	if s.handle != nil {
+		s.handle.segs.remove(s)
+		c.freeHandle(s.handle)
+	}
+	c.partyHolds(s.party, -1)
+	c.ownerHolds(h.owner, -1)
+	c.stats.Held[h.res.class]--
+	c.pools.seg.put(s)
+}
+
+func (c *core) freeHolding(h *holding) {
+	if !h.segs.empty() {
+		return
+	}
+	r, o := h.res, h.owner
+	r.holdings.remove(h)
+	c.pools.holding.put(h)
+	c.freeOwner(o)
+	c.freeResource(r)
+}
+
+// shrinks notes that less is locked in rng, for wake.
+func (c *core) shrinks(r *resource, rng Range) {
+	if !r.groups.empty() {
+		c.shrunk = append(c.shrunk, shrink{r, rng})
+	}
+}
+
+// giveBack releases what rng covers of a segment.
+func (c *core) giveBack(s *seg, rng Range) {
+	r, gone := s.by.res, s.common(rng)
+	e := c.emit(EventReleased, r.class, r.name, s.mode, gone, s.by.owner.key, s.who)
+	e.Held = since(s.since, c.now)
+	c.stats.Released[r.class]++
+	c.shrinks(r, gone)
+	c.cut(s, rng)
+}
+
+// giveBackAll releases what rng covers of all the owner holds here.
+func (c *core) giveBackAll(h *holding, rng Range) {
+	for s := h.touching(rng.Start + 1); s != nil && s.Start < rng.End; {
+		end := s.End
+		c.giveBack(s, rng)
+		s = h.after(end)
+	}
+	c.freeHolding(h)
+}
+
+func (c *core) unlock(req *Request) {
+	rng := req.Range
+	if req.Class == Flock {
+		rng = Whole
+	}
+	if h := c.find(req.Class, req.Name, req.Owner); h != nil && rng.Start < rng.End {
+		c.giveBackAll(h, rng)
+	}
+}
+
+// find returns what the owner holds on the name, nil if nothing.
+func (c *core) find(class Class, name string, owner Owner) *holding {
+	if class != Record && class != Flock {
+		return nil
+	}
+	r := c.resources[class][name]
+	if r == nil {
+		return nil
+	}
+	return r.holdingOf(owner)
+}
+
+func (c *core) dropOwner(name string, key Owner) {
+	o := c.owners[Record][key]
+	if o == nil || o.idle() {
+		return
+	}
+	o.learnProcess()
+	for p := range o.places.all {
+		if p.key.name == name {
+			c.forgetPlace(p)
+		}
+	}
+	if h := c.find(Record, name, key); h != nil {
+		c.giveBackAll(h, Whole)
+	}
+}
+
+// dropHandle ends waits before it gives anything back, so that none of them
+// is granted what goes.
+func (c *core) dropHandle(id uint64) {
+	h := c.handles[id]
+	for h != nil && !h.idle() {
+		switch {
+		case !h.waits.empty():
+			c.giveUp(h.waits.head)
+		case !h.places.empty():
+			c.forgetPlace(h.places.head)
+		case !h.segs.empty():
+			c.dropSeg(h.segs.head)
+		default:
+			c.endNamed(h.names.head, Released)
+		}
+	}
+}
+
+func (c *core) dropSeg(s *seg) {
+	h, id := s.by, s.handle.id
+	if h.owner.handle == id {
+		h.owner.handle = 0
+	}
+	c.giveBack(s, s.Range)
+	c.freeHolding(h)
+}

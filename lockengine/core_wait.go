@@ -1,0 +1,387 @@
+package lockengine
+
+import (
+	"slices"
+	"time"
+)
+
+// waiter is a request that waits.
+type waiter struct {
+	id    WaiterID
+	req   Request
+	since Instant
+	group *group
+	// owner is nil for Named, handle and party if unknown.
+	owner  *owner
+	handle *handle
+	party  *party
+
+	byID    links[waiter] // in group.queue
+	byOwner links[waiter] // in group.owners
+	ofOwner hook[waiter]
+	ofHand  hook[waiter]
+	ofParty hook[waiter]
+}
+
+type waitersByID struct{}
+
+func (waitersByID) links(w *waiter) *links[waiter] { return &w.byID }
+func (waitersByID) less(a, b *waiter) bool         { return a.id < b.id }
+func (waitersByID) update(*waiter)                 {}
+
+type waitersByOwner struct{}
+
+func (waitersByOwner) links(w *waiter) *links[waiter] { return &w.byOwner }
+func (waitersByOwner) update(*waiter)                 {}
+func (waitersByOwner) less(a, b *waiter) bool {
+	if a.req.Owner != b.req.Owner {
+		return a.req.Owner.less(b.req.Owner)
+	}
+	return a.id < b.id
+}
+
+type waitsOfOwner struct{}
+type waitsOfHandle struct{}
+type waitsOfParty struct{}
+
+func (waitsOfOwner) hook(w *waiter) *hook[waiter]  { return &w.ofOwner }
+func (waitsOfHandle) hook(w *waiter) *hook[waiter] { return &w.ofHand }
+func (waitsOfParty) hook(w *waiter) *hook[waiter]  { return &w.ofParty }
+
+// group is the requests that wait for the same range in the same mode on one
+// resource, or for one named lock. What one of them conflicts with is the
+// same for all, but for their own locks.
+type group struct {
+	Range
+	mode   Mode
+	res    *resource // nil: of a named lock
+	name   *named
+	queue  treap[waiter, waitersByID]
+	n      int // how many wait
+	owners treap[waiter, waitersByOwner]
+
+	links  links[group]
+	maxEnd uint64 // of the subtree in resource.groups
+
+	key WaiterID // in the heap: who may be granted
+	pos int      // in the heap, from 1; 0: not in it
+}
+
+// groupTree is the groups of one resource by range and mode.
+type groupTree struct {
+	treap[group, groupsByRange]
+}
+
+type groupsByRange struct{}
+
+func (groupsByRange) links(g *group) *links[group] { return &g.links }
+
+func (groupsByRange) less(a, b *group) bool {
+	if a.Start != b.Start {
+		return a.Start < b.Start
+	}
+	if a.End != b.End {
+		return a.End < b.End
+	}
+	return a.mode < b.mode
+}
+
+func (groupsByRange) update(g *group) {
+	g.maxEnd = g.End
+	for _, c := range [2]*group{g.links.left, g.links.right} {
+		if c != nil {
+			g.maxEnd = max(g.maxEnd, c.maxEnd)
+		}
+	}
+}
+
+func groupsOverlapping(g *group, r Range, yield func(*group)) {
+	if g == nil || g.maxEnd <= r.Start {
+		return
+	}
+	groupsOverlapping(g.links.left, r, yield)
+	if g.Start >= r.End {
+		return
+	}
+	if g.End > r.Start {
+		yield(g)
+	}
+	groupsOverlapping(g.links.right, r, yield)
+}
+
+// groupOf returns the group for a request on a resource, new if need be.
+func (c *core) groupOf(r *resource, rng Range, mode Mode) *group {
+	like := group{Range: rng, mode: mode}
+	g := r.groups.seek(func(g *group) bool { return !groupsByRange{}.less(g, &like) })
+	if g != nil && g.Range == rng && g.mode == mode {
+		return g
+	}
+	g = c.pools.group.get()
+	g.Range, g.mode, g.res = rng, mode, r
+	r.groups.insert(g, c.prio())
+	return g
+}
+
+func (c *core) freeGroup(g *group) {
+	switch {
+	case !g.queue.empty():
+	case g.res == nil:
+		n := g.name
+		n.more.queue = nil
+		c.pools.group.put(g)
+		c.freeEntry(n)
+	default:
+		r := g.res
+		r.groups.remove(g)
+		c.pools.group.put(g)
+		c.freeResource(r)
+	}
+}
+
+// eligible returns the earliest waiter of the group that conflicts with no
+// lock held, nil if there is none. O(log n), but for a name whose guard is held.
+func (c *core) eligible(g *group) *waiter {
+	if g.res == nil {
+		if g.name.held() {
+			return nil
+		}
+		return c.unguardedOf(g)
+	}
+	switch b := g.res.blockers(g.Range, g.mode); b {
+	case nil:
+		return g.queue.first()
+	case several:
+		return nil
+	default:
+		return g.firstOf(b.key)
+	}
+}
+
+// firstOf returns the owner's earliest waiter in the group.
+func (g *group) firstOf(key Owner) *waiter {
+	w := g.owners.seek(func(w *waiter) bool { return !w.req.Owner.less(key) })
+	if w == nil || w.req.Owner != key {
+		return nil
+	}
+	return w
+}
+
+// enqueue makes the request wait, with its place before if one was kept.
+func (c *core) enqueue(req *Request) *waiter {
+	w := c.pools.waiter.get()
+	w.req = *req
+	p := c.placeOf(req)
+	if p != nil {
+		w.id, w.since = p.id, p.since
+	} else {
+		c.nextWaiter++
+		w.id, w.since = c.nextWaiter, c.now
+	}
+	c.link(w)
+	if p != nil {
+		c.forgetPlace(p) // not before: it may be what keeps the owner known
+	}
+	c.stats.Waiting[req.Class]++
+	c.stats.Waited[req.Class]++
+	return w
+}
+
+func (c *core) link(w *waiter) {
+	c.waiters[w.id] = w
+	if w.req.Class == Named {
+		w.group = c.queueOf(c.entry(w.req.Name))
+		c.guard(w)
+	} else {
+		w.group = c.groupOf(c.resources[w.req.Class][w.req.Name], w.req.Range, w.req.Mode)
+		w.owner = c.ownerOf(&w.req)
+		w.group.owners.insert(w, c.prio())
+		c.ownerWaits(w, (*list[waiter, waitsOfOwner]).push)
+	}
+	w.group.queue.insert(w, c.prio())
+	w.group.n++
+	if w.handle = c.handleOf(w.req.Handle); w.handle != nil {
+		w.handle.waits.push(w)
+	}
+	if w.party = c.partyOf(w.req.Who.PID); w.party != nil {
+		c.partyWaits(w, (*list[waiter, waitsOfParty]).push)
+	}
+}
+
+// unlink takes a waiter out of everything.
+func (c *core) unlink(w *waiter) {
+	delete(c.waiters, w.id)
+	c.stats.Waiting[w.req.Class]--
+	w.group.queue.remove(w)
+	w.group.n--
+	c.dropGuard(w)
+	if w.owner != nil {
+		w.group.owners.remove(w)
+		c.ownerWaits(w, (*list[waiter, waitsOfOwner]).remove)
+		c.freeOwner(w.owner)
+	}
+	c.freeGroup(w.group)
+	if w.handle != nil {
+		w.handle.waits.remove(w)
+		c.freeHandle(w.handle)
+	}
+	if w.party != nil {
+		c.partyWaits(w, (*list[waiter, waitsOfParty]).remove)
+		c.freeParty(w.party)
+	}
+	c.pools.waiter.put(w)
+}
+
+// ownerWaits changes the list of the owner's waits, keeping count of stuck ones.
+func (c *core) ownerWaits(w *waiter, edit func(*list[waiter, waitsOfOwner], *waiter)) {
+	was := w.owner.stuck()
+	edit(&w.owner.waits, w)
+	if w.owner.class == Record {
+		c.stuckOwners += change(was, w.owner.stuck())
+	}
+}
+
+func (c *core) partyWaits(w *waiter, edit func(*list[waiter, waitsOfParty], *waiter)) {
+	was := w.party.stuck()
+	edit(&w.party.waits, w)
+	c.stuckParties += change(was, w.party.stuck())
+}
+
+// cancel ends a wait, without completing it.
+func (c *core) cancel(id WaiterID, keepPlace bool) bool {
+	w := c.waiters[id]
+	if w == nil {
+		return false
+	}
+	c.emitRequest(EventCanceled, &w.req).Waited = since(w.since, c.now)
+	c.stats.Canceled[w.req.Class]++
+	if keepPlace {
+		c.keepPlace(w)
+	}
+	c.unlink(w)
+	return true
+}
+
+// giveUp ends a wait and completes it with ErrCanceled.
+func (c *core) giveUp(w *waiter) {
+	c.done = append(c.done, completion{waiter: w.id, err: ErrCanceled})
+	c.cancel(w.id, false)
+}
+
+// wake grants to those who wait what was given back, always to the earliest of
+// all who conflict with no lock held. A grant can give back something too (a
+// shared lock over an exclusive one of the same owner), so it goes on until
+// nothing is left to grant.
+func (c *core) wake() {
+	for {
+		c.seed()
+		g := c.ready.pop()
+		if g == nil {
+			return
+		}
+		c.handOff(g)
+	}
+}
+
+// seed puts the groups that may have become free to go on the heap.
+func (c *core) seed() {
+	for _, s := range c.shrunk {
+		groupsOverlapping(s.res.groups.root, s.Range, c.consider)
+	}
+	c.shrunk = c.shrunk[:0]
+}
+
+// consider puts the group on the heap, if one of its waiters can be granted.
+func (c *core) consider(g *group) {
+	w := c.eligible(g)
+	switch {
+	case w == nil:
+	case g.pos == 0:
+		g.key = w.id
+		c.ready.push(g)
+	case w.id < g.key:
+		g.key = w.id
+		c.ready.up(g.pos)
+	}
+}
+
+// handOff grants the group's earliest waiter, unless grants since it came on
+// the heap have changed who that is.
+func (c *core) handOff(g *group) {
+	w := c.eligible(g)
+	if w == nil || w.id != g.key {
+		c.consider(g)
+		return
+	}
+	last := g.n == 1 // then the group is gone with it
+	c.grantWaiter(w)
+	if !last {
+		c.consider(g)
+	}
+}
+
+func (c *core) grantWaiter(w *waiter) {
+	waited := since(w.since, c.now)
+	g := c.grant(&w.req, waited)
+	c.done = append(c.done, completion{waiter: w.id, grant: g})
+	c.unlink(w)
+}
+
+func (c *core) waitersInOrder() []*waiter {
+	ws := make([]*waiter, 0, len(c.waiters))
+	for _, w := range c.waiters {
+		ws = append(ws, w)
+	}
+	slices.SortFunc(ws, func(a, b *waiter) int { return int(int64(a.id) - int64(b.id)) })
+	return ws
+}
+
+// since is how much time passed, by the clock that no one sets.
+func since(from, to Instant) time.Duration { return time.Duration(to.Boot - from.Boot) }
+
+// groupHeap is groups by the arrival of who may be granted, earliest first.
+type groupHeap []*group
+
+func (h *groupHeap) push(g *group) {
+	*h = append(*h, g)
+	g.pos = len(*h)
+	h.up(g.pos)
+}
+
+func (h *groupHeap) pop() *group {
+	n := len(*h)
+	if n == 0 {
+		return nil
+	}
+	g := (*h)[0]
+	h.swap(1, n)
+	(*h)[n-1] = nil
+	*h = (*h)[:n-1]
+	h.down(1)
+	g.pos = 0
+	return g
+}
+
+func (h groupHeap) up(i int) {
+	for ; i > 1 && h[i-1].key < h[i/2-1].key; i /= 2 {
+		h.swap(i, i/2)
+	}
+}
+
+func (h groupHeap) down(i int) {
+	for 2*i <= len(h) {
+		child := 2 * i
+		if child < len(h) && h[child].key < h[child-1].key {
+			child++
+		}
+		if h[i-1].key <= h[child-1].key {
+			return
+		}
+		h.swap(i, child)
+		i = child
+	}
+}
+
+func (h groupHeap) swap(i, j int) {
+	h[i-1], h[j-1] = h[j-1], h[i-1]
+	h[i-1].pos, h[j-1].pos = i, j
+}

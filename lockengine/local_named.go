@@ -1,0 +1,56 @@
+package lockengine
+
+import "time"
+
+// Renew implements [Engine]. Token 0 renews whatever its token. The lock's
+// Timeout is then the one given here, also with extend.
+func (l *Local) Renew(name string, token uint64, timeout time.Duration, extend bool, max time.Duration) (Grant, error) {
+	cmd := command{
+		op: opRenew, token: token, extend: extend, max: int64(max),
+		req: Request{Name: name, Timeout: timeout},
+	}
+	res := l.do(&cmd)
+	return res.grant, res.err
+}
+
+// SetNote implements [Engine]. Token 0 sets it whatever its token.
+func (l *Local) SetNote(name string, token uint64, note string) error {
+	return l.do(&command{op: opSetNote, req: Request{Name: name}, token: token, note: note}).err
+}
+
+// Watch implements [Engine]. Token 0 watches the one held now.
+func (l *Local) Watch(name string, token uint64, done func(End)) (WatchID, error) {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return 0, ErrClosed
+	}
+	l.watch++
+	id := l.watch
+	cmd := command{op: opWatch, req: Request{Name: name}, token: token, watch: id}
+	res := l.core.apply(&cmd, l.clock.Now())
+	if res.err != nil {
+		id = 0
+	} else {
+		l.watches[id] = done
+	}
+	l.settle()
+	return id, res.err
+}
+
+// Unwatch implements [Engine].
+func (l *Local) Unwatch(id WatchID) bool {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return false
+	}
+	_, reading := l.readers[id]
+	delete(l.readers, id)
+	res := l.core.apply(&command{op: opUnwatch, watch: id}, l.clock.Now())
+	if res.ok {
+		delete(l.watches, id)
+	}
+	l.settle()
+	return reading || res.ok
+}

@@ -1,0 +1,75 @@
+package lockengine
+
+// Test implements [Engine].
+func (l *Local) Test(req Request) (lock Lock, found bool) {
+	l.look(func(c *core) { lock, found = c.test(&req) })
+	return lock, found
+}
+
+// TestOwn implements [Engine]. The request's mode does not matter.
+func (l *Local) TestOwn(req Request) (lock Lock, found bool) {
+	l.look(func(c *core) { lock, found = c.testOwn(&req) })
+	return lock, found
+}
+
+// Get implements [Engine].
+func (l *Local) Get(name string) (lock Lock, found bool) {
+	l.look(func(c *core) { lock, found = c.get(name) })
+	return lock, found
+}
+
+// Waiters implements [Engine].
+func (l *Local) Waiters(class Class, name string) (waiting []Waiting) {
+	l.look(func(c *core) { waiting = c.waitersOf(class, name) })
+	return waiting
+}
+
+// List implements [Engine].
+func (l *Local) List(after uint64, max int) (names []NameToken) {
+	l.look(func(c *core) { names = c.names.byToken.list(after, max) })
+	return names
+}
+
+// Snapshot implements [Engine].
+func (l *Local) Snapshot() (s Snapshot) {
+	l.look(func(c *core) { s = c.snapshot() })
+	return s
+}
+
+// Locks implements [Engine]. Locks are by start, then owner; waiters in order
+// of arrival.
+func (l *Local) Locks(name string) (locks []Lock, waiting []Waiting) {
+	l.look(func(c *core) { locks, waiting = c.locksOf(name) })
+	return locks, waiting
+}
+
+// Names implements [Engine]. They are sorted.
+func (l *Local) Names() (names []string) {
+	l.look(func(c *core) { names = c.resourceNames() })
+	return names
+}
+
+// Events implements [Engine].
+func (l *Local) Events(after uint64, max int) (events []Event, missed uint64) {
+	l.look(func(c *core) { events, missed = c.log.after(after, max) })
+	return events, missed
+}
+
+// OnEvents implements [Engine]. ready is called at once on this goroutine if
+// there is an event already.
+func (l *Local) OnEvents(after uint64, ready func()) (id WatchID) {
+	l.look(func(c *core) {
+		l.watch++
+		id = l.watch
+		if !l.closed {
+			l.readers[id] = reader{after, ready}
+		}
+	})
+	return id
+}
+
+// Stats implements [Engine].
+func (l *Local) Stats() (s Stats) {
+	l.look(func(c *core) { s = c.statsNow() })
+	return s
+}
