@@ -1,0 +1,173 @@
+package files
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Root is the node number of files/ itself. Every other node of this package has a greater one, without bit 62.
+const Root = 2
+
+// Config says what to serve and how.
+type Config struct {
+	Dir         string      // the backing directory; it must exist and carry no POSIX ACL
+	Passthrough Passthrough // nil: all I/O goes through the server
+	AllowOther  bool        // callers have various uids: as root, create files as the caller
+	Logger      *slog.Logger
+	MaxFDs      int // O_PATH descriptors kept for nodes; 0: a quarter of RLIMIT_NOFILE
+}
+
+// Passthrough registers backing files with the kernel, which then reads and writes them without asking us.
+type Passthrough interface {
+	// Register is FUSE_DEV_IOC_BACKING_OPEN. The descriptor may be closed once it returns.
+	Register(fd int) (id int32, err error)
+	// Unregister is FUSE_DEV_IOC_BACKING_CLOSE.
+	Unregister(id int32)
+}
+
+// FS serves the nodes below files/. It implements fuse.RawFileSystem, but for the lock requests.
+type FS struct {
+	fuse.RawFileSystem
+
+	log    *slog.Logger
+	root   *node
+	mount  mountID
+	maxFDs int
+
+	handlesWork bool          // the backing decodes file handles for us
+	acls        bool          // the backing can carry POSIX ACLs, so nodes have to be asked
+	creds       *callerCreds  // nil: create everything as ourselves
+	pass        Passthrough   // nil: none
+	passOff     atomic.Bool   // the kernel said never
+	closer      *closer       // closes what may take long
+	warnedACL   atomic.Uint64 // ACLs met, to warn once
+
+	mu       sync.Mutex
+	nodes    map[uint64]*node   // GUARDED_BY(mu)
+	idents   map[ident]*node    // GUARDED_BY(mu)
+	names    map[nameKey]*node  // GUARDED_BY(mu)
+	lru      lru                // GUARDED_BY(mu)
+	open     map[uint64]*handle // GUARDED_BY(mu)
+	lastNode uint64             // GUARDED_BY(mu)
+	lastFh   uint64             // GUARDED_BY(mu)
+}
+
+var _ fuse.RawFileSystem = (*FS)(nil)
+
+// New opens the backing directory. It sets the umask of the process to 0, since the modes in requests have the
+// caller's umask applied already. It refuses a directory with POSIX ACLs, which mode bits alone cannot enforce.
+func New(cfg Config) (*FS, error) {
+	f := &FS{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		log:           cfg.Logger,
+		maxFDs:        cfg.MaxFDs,
+		pass:          cfg.Passthrough,
+		nodes:         map[uint64]*node{},
+		idents:        map[ident]*node{},
+		names:         map[nameKey]*node{},
+		open:          map[uint64]*handle{},
+		lastNode:      Root,
+	}
+	if f.log == nil {
+		f.log = slog.New(slog.DiscardHandler)
+	}
+	if f.maxFDs <= 0 {
+		f.maxFDs = defaultMaxFDs()
+	}
+	if err := f.openRoot(cfg.Dir); err != nil {
+		return nil, err
+	}
+	if cfg.AllowOther && os.Geteuid() == 0 {
+		creds, err := newCallerCreds()
+		if err != nil {
+			f.closeRoot()
+			return nil, fmt.Errorf("files: reading our capabilities: %w", err)
+		}
+		f.creds = creds
+	}
+	f.closer = newCloser()
+	unix.Umask(0)
+	return f, nil
+}
+
+func defaultMaxFDs() int {
+	var lim unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) != nil {
+		return 256
+	}
+	return int(min(max(lim.Cur/4, 16), 1<<20))
+}
+
+// openRoot makes the node of the backing directory; its descriptor is never evicted.
+func (f *FS) openRoot(dir string) error {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("files: backing directory %s: %w", dir, err)
+	}
+	if err := f.adoptRoot(fd); err != nil {
+		unix.Close(fd)
+		return fmt.Errorf("files: backing directory %s: %w", dir, err)
+	}
+	return nil
+}
+
+var errACL = errors.New("it carries POSIX ACLs, which cannot be enforced through the mount; " +
+	"remove them with setfacl -bk, or choose another directory")
+
+func (f *FS) adoptRoot(fd int) error {
+	var st unix.Statx_t
+	if err := statFD(fd, &st); err != nil {
+		return err
+	}
+	if err := unix.Access(procPath(fd), unix.F_OK); err != nil {
+		return fmt.Errorf("/proc is needed to open files again: %w", err)
+	}
+	has, supported := hasACL(procPath(fd)+"/.", true)
+	if has {
+		return errACL
+	}
+	f.acls = supported
+	f.mount = mountOf(&st)
+	f.root = newNode(Root, &st)
+	f.root.lookups = 1 // the kernel never forgets it
+	f.root.fd = &pathFD{fd: fd, users: 1}
+	f.nodes[Root], f.idents[f.root.ident] = f.root, f.root
+	f.handlesWork = decodesHandles(fd)
+	return nil
+}
+
+func (f *FS) closeRoot() { unix.Close(f.root.fd.fd) }
+
+// Close closes every descriptor. Call it after the last request was answered.
+func (f *FS) Close() error {
+	f.mu.Lock()
+	var fds []int
+	for _, n := range f.nodes {
+		if n.fd != nil {
+			fds = append(fds, n.fd.fd)
+		}
+	}
+	for _, h := range f.open {
+		fds = append(fds, h.fd)
+	}
+	clear(f.nodes)
+	clear(f.idents)
+	clear(f.names)
+	clear(f.open)
+	f.lru = lru{}
+	f.mu.Unlock()
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+	f.closer.stop()
+	return nil
+}
+
+func (f *FS) String() string { return "lockfs files" }

@@ -1,0 +1,203 @@
+package files
+
+import (
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// node is one file, directory, link or special file that the kernel knows.
+type node struct {
+	id     uint64
+	ident  ident
+	key    string // ident as text, made once: lock requests must not allocate
+	fmt    uint16 // S_IFMT bits; they never change
+	handle *unix.FileHandle
+
+	// All below GUARDED_BY(FS.mu).
+	lookups  uint64 // references of the kernel
+	children int    // links of other nodes that name this one as their parent
+	links    []link
+	fd       *pathFD
+	prev     *node // in the LRU, if fd != nil
+	next     *node
+	handles  map[*handle]struct{}
+	changing int    // renames, unlinks and the like now running in this directory
+	changes  uint64 // ... that have ended
+	gone     bool   // no longer in the table
+
+	io ioMode // guarded by its own mutex
+}
+
+// link is one name of a node.
+type link struct {
+	parent *node
+	name   string
+}
+
+type nameKey struct {
+	parent uint64
+	name   string
+}
+
+func newNode(id uint64, st *unix.Statx_t) *node {
+	i := identOf(st)
+	return &node{id: id, ident: i, key: i.key(), fmt: st.Mode & unix.S_IFMT}
+}
+
+func (n *node) isDir() bool     { return n.fmt == unix.S_IFDIR }
+func (n *node) isRegular() bool { return n.fmt == unix.S_IFREG }
+
+// node returns a node by its number; ESTALE if the kernel names one that we do not have.
+func (f *FS) node(id uint64) (*node, error) {
+	f.mu.Lock()
+	n := f.nodes[id]
+	f.mu.Unlock()
+	if n == nil {
+		return nil, unix.ESTALE
+	}
+	return n, nil
+}
+
+// admit finds or makes the node of st and counts a lookup of the kernel. prepare is called without the lock, for a
+// node that is new, to fill in what needs system calls.
+func (f *FS) admit(st *unix.Statx_t, prepare func(*node) error) (*node, error) {
+	id := identOf(st)
+	f.mu.Lock()
+	n := f.idents[id]
+	if n != nil {
+		n.lookups++
+	}
+	f.mu.Unlock()
+	if n != nil {
+		return n, nil
+	}
+	fresh := newNode(0, st)
+	if err := prepare(fresh); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n = f.idents[id]; n == nil {
+		f.lastNode++
+		n = fresh
+		n.id = f.lastNode
+		f.nodes[n.id], f.idents[id] = n, n
+	}
+	n.lookups++
+	return n, nil
+}
+
+// Forget drops lookups of the kernel, and the node with the last one.
+func (f *FS) Forget(id, lookups uint64) {
+	f.mu.Lock()
+	n := f.nodes[id]
+	if n == nil || n == f.root {
+		f.mu.Unlock()
+		return
+	}
+	n.lookups -= min(n.lookups, lookups)
+	ds := f.dropUnused(n, nil)
+	f.mu.Unlock()
+	f.dispose(ds)
+}
+
+// dropUnused removes n, and the directories kept only for its sake, once nothing refers to it. It returns the
+// descriptors to close. Needs mu.
+func (f *FS) dropUnused(n *node, ds []doomed) []doomed {
+	if n.lookups > 0 || n.children > 0 || len(n.handles) > 0 || n.gone || n == f.root {
+		return ds
+	}
+	n.gone = true
+	delete(f.nodes, n.id)
+	if f.idents[n.ident] == n {
+		delete(f.idents, n.ident)
+	}
+	if p := f.uncache(n); p != nil {
+		ds = append(ds, n.doom(p.fd))
+	}
+	for _, l := range n.links {
+		f.forgetName(n, l)
+		ds = f.dropUnused(l.parent, ds)
+	}
+	n.links = nil
+	return ds
+}
+
+// forgetName undoes the table's part of a link. Needs mu.
+func (f *FS) forgetName(n *node, l link) {
+	l.parent.children--
+	k := nameKey{l.parent.id, l.name}
+	if f.names[k] == n {
+		delete(f.names, k)
+	}
+}
+
+// setName records that n is now what name in parent stands for; n nil: nothing. It returns descriptors to close,
+// since the node that had the name may have been kept only by it. Needs mu.
+func (f *FS) setName(parent *node, name string, n *node) (ds []doomed) {
+	k := nameKey{parent.id, name}
+	old := f.names[k]
+	if old == n {
+		return nil
+	}
+	if n != nil && !n.gone && !parent.gone {
+		n.links = append(n.links, link{parent, name})
+		parent.children++
+		f.names[k] = n
+	}
+	if old != nil {
+		old.links = slices.DeleteFunc(old.links, func(l link) bool { return l.parent == parent && l.name == name })
+		parent.children--
+		if f.names[k] == old {
+			delete(f.names, k)
+		}
+		ds = f.dropUnused(old, ds)
+	}
+	return f.dropUnused(parent, ds)
+}
+
+// A directory's changes are bracketed by begin and end, so that a lookup that ran beside one does not record the
+// name as it was before. The kernel orders the two only as long as its own cache of the name is fresh.
+func (f *FS) beginChange(dirs ...*node) {
+	f.mu.Lock()
+	for _, d := range dirs {
+		d.changing++
+	}
+	f.mu.Unlock()
+}
+
+// endChange also runs update, under mu, which tells the table what changed and returns descriptors to close.
+func (f *FS) endChange(update func() []doomed, dirs ...*node) {
+	f.mu.Lock()
+	for _, d := range dirs {
+		d.changing--
+		d.changes++
+	}
+	var ds []doomed
+	if update != nil {
+		ds = update()
+	}
+	f.mu.Unlock()
+	f.dispose(ds)
+}
+
+// changesOf is what to give seen once the name was looked at; ok is false while a change is running.
+func (f *FS) changesOf(dir *node) (at uint64, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return dir.changes, dir.changing == 0
+}
+
+// seen records that name in dir was found to be n, unless dir has changed since at: a name found beside a change
+// is believed only if the node has no better one.
+func (f *FS) seen(dir *node, name string, n *node, at uint64, quiet bool) {
+	f.mu.Lock()
+	var ds []doomed
+	quiet = quiet && dir.changing == 0 && dir.changes == at
+	if quiet || (n != nil && len(n.links) == 0) {
+		ds = f.setName(dir, name, n)
+	}
+	f.mu.Unlock()
+	f.dispose(ds)
+}
