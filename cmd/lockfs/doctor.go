@@ -1,0 +1,168 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// finding is one line of the doctor: ok, or what to do.
+type finding struct {
+	what string
+	bad  bool // mounting here fails because of it
+	note string
+	todo string // empty: ok
+}
+
+func newDoctor() *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor",
+		Short: "Say what is missing to mount here, and how to mend it",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			bad := false
+			for _, check := range []func() finding{checkDevice, checkRights, checkHelper, checkKernel,
+				checkPassthrough, checkAllowOther, checkDescriptors} {
+				f := check()
+				bad = bad || f.bad && f.todo != ""
+				fmt.Fprintln(cmd.OutOrStdout(), f)
+			}
+			if bad {
+				return fail(exitNo, "lockfs cannot mount here yet")
+			}
+			return nil
+		},
+	}
+}
+
+func (f finding) String() string {
+	state, text := "ok  ", f.note
+	if f.todo != "" {
+		state, text = "note", f.note+": "+f.todo
+		if f.bad {
+			state = "FAIL"
+		}
+	}
+	return fmt.Sprintf("%s  %-12s %s", state, f.what, text)
+}
+
+func checkDevice() finding {
+	f := finding{what: "/dev/fuse", bad: true, note: "can be opened"}
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	switch {
+	case err == nil:
+		unix.Close(fd)
+	case errors.Is(err, unix.ENOENT):
+		f.note, f.todo = "is missing", "load the module with `modprobe fuse`; in a container, start it with --device /dev/fuse"
+	case errors.Is(err, unix.ENODEV):
+		f.note, f.todo = "has no driver", "load the module with `modprobe fuse`"
+	default:
+		f.note, f.todo = err.Error(), "chmod 666 /dev/fuse; in a container, start it with --device /dev/fuse"
+	}
+	return f
+}
+
+const capSysAdmin = 21 // CAP_SYS_ADMIN, linux/capability.h
+
+func hasSysAdmin() bool {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(&hdr, &data[0]) == nil && data[0].Effective&(1<<capSysAdmin) != 0
+}
+
+func checkRights() finding {
+	f := finding{what: "rights", bad: true, note: "may call mount(2)"}
+	switch {
+	case hasSysAdmin():
+	case os.Geteuid() != 0:
+		f.note = "ordinary user: mounts through fusermount3"
+	default:
+		f.note, f.todo = "root without CAP_SYS_ADMIN", "start the container with --cap-add SYS_ADMIN, or run under `unshare -Urm`"
+	}
+	return f
+}
+
+func checkHelper() finding {
+	path, err := exec.LookPath("fusermount3")
+	f := finding{what: "fusermount3", bad: os.Geteuid() != 0, note: path}
+	switch {
+	case err == nil:
+	case os.Geteuid() == 0:
+		f.note = "not installed; root does not need it"
+	default:
+		f.note, f.todo = "not installed", "install the package fuse3, or mount as root, or run under `unshare -Urm`"
+	}
+	return f
+}
+
+func kernelVersion() (major, minor int, release string) {
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		release = unix.ByteSliceToString(u.Release[:])
+		fmt.Sscanf(release, "%d.%d", &major, &minor)
+	}
+	return major, minor, release
+}
+
+func checkKernel() finding {
+	major, minor, release := kernelVersion()
+	f := finding{what: "kernel", note: release}
+	switch {
+	case major < 5 || major == 5 && minor < 4:
+		f.bad, f.todo = true, "5.4 or newer is needed"
+	case major < 6 || major == 6 && minor < 9:
+		f.todo = "6.9 or newer serves reads and writes of files/ natively and lets requests survive a crash of the daemon; with this one they fail with EIO"
+	}
+	return f
+}
+
+func checkPassthrough() finding {
+	major, minor, _ := kernelVersion()
+	f := finding{what: "passthrough", note: "reads and writes of files/ go straight to the disk"}
+	switch {
+	case major < 6 || major == 6 && minor < 9:
+		f.note, f.todo = "not in this kernel", "files/ is slower, nothing else; it needs 6.9"
+	case !inInitialUserNamespace() || !hasSysAdmin():
+		f.note, f.todo = "not allowed", "files/ is slower, nothing else; mount as root of the host for it"
+	}
+	return f
+}
+
+// inInitialUserNamespace: the initial one maps every uid to itself.
+func inInitialUserNamespace() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(b)), " ") == "0 0 4294967295"
+}
+
+func checkAllowOther() finding {
+	f := finding{what: "allow_other", note: "other users can use the mount"}
+	if os.Geteuid() == 0 {
+		return f
+	}
+	conf, _ := os.ReadFile("/etc/fuse.conf")
+	for line := range strings.Lines(string(conf)) {
+		if strings.TrimSpace(line) == "user_allow_other" {
+			return f
+		}
+	}
+	f.note, f.todo = "only you can use the mount", "put the line user_allow_other into /etc/fuse.conf and mount with --allow-other"
+	return f
+}
+
+// manyFiles is how many descriptors are worth a note when there are fewer.
+const manyFiles = 10000
+
+func checkDescriptors() finding {
+	var r unix.Rlimit
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &r)
+	f := finding{what: "descriptors", note: fmt.Sprintf("%d files of files/ can be open at once, about", r.Max)}
+	if r.Max < manyFiles {
+		f.todo = "raise the hard limit with `ulimit -Hn` or LimitNOFILE= if programs keep more open"
+	}
+	return f
+}

@@ -1,0 +1,84 @@
+// Lockfs serves a filesystem in which locks are files, and is its own client.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes, the same for every command.
+const (
+	exitNo          = 1 // the lock's answer is no
+	exitUsage       = 2
+	exitUnreachable = 3 // no mount to talk to
+)
+
+// failure is an error with an exit code.
+type failure struct {
+	code int
+	err  error
+}
+
+// Error is empty where the exit code says it all.
+func (f *failure) Error() string {
+	if f.err == nil {
+		return ""
+	}
+	return f.err.Error()
+}
+
+func (f *failure) Unwrap() error { return f.err }
+
+// fail makes a failure of one line: what was wrong, with which value, what
+// would be right.
+func fail(code int, format string, args ...any) error {
+	return &failure{code, fmt.Errorf(format, args...)}
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "lockfs",
+		Short: "A filesystem in which locks are files",
+		Long: `lockfs mounts a filesystem in which locks are files: mkdir takes a timed lock,
+cat shows who holds it, rmdir releases it; and flock, fcntl and OFD locks that
+any program takes on the files in it are seen in the same place.
+
+  lockfs mount /locks     mounts it; then read /locks/README`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetFlagErrorFunc(flagError)
+	root.AddCommand(newMount(), newUmount(), newRun(), newTake(), newRenew(), newRelease(), newAlive(), newHolder(),
+		newTlock(), newWait(), newLs(), newEvents(), newDoctor(), newVersion())
+	return root
+}
+
+var negative = regexp.MustCompile(`flag: '.' in (-[0-9.].*)$`)
+
+// flagError takes a negative number for what it is, not for flags.
+func flagError(_ *cobra.Command, err error) error {
+	if m := negative.FindStringSubmatch(err.Error()); m != nil {
+		return fail(exitUsage, "%s is not allowed: a duration or token is a number greater than zero", m[1])
+	}
+	return err
+}
+
+func main() {
+	root := newRoot()
+	err := root.Execute()
+	if err == nil {
+		return
+	}
+	if text := err.Error(); text != "" {
+		fmt.Fprintf(os.Stderr, "lockfs: %s\n", text)
+	}
+	var f *failure
+	if errors.As(err, &f) {
+		os.Exit(f.code)
+	}
+	os.Exit(exitUsage) // what cobra itself refuses
+}

@@ -1,0 +1,288 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"lockfs/fs"
+	"lockfs/lockengine"
+)
+
+// mountFlags are the flags of lockfs mount.
+type mountFlags struct {
+	dir                        string
+	state, files               string
+	engine                     string
+	defaultTimeout, maxTimeout string
+	viewMode                   string
+	sync                       string
+	allowOther                 bool
+	background                 bool
+	options                    []string
+}
+
+func newMount() *cobra.Command {
+	f := mountFlags{}
+	cmd := &cobra.Command{
+		Use:   "mount [flags] DIR",
+		Short: "Mount and serve, in the foreground until Ctrl-C",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			f.dir = args[0]
+			return mount(f)
+		},
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&f.state, "state", "", "journal and default backing files (default: /var/lib/lockfs/… as root, $XDG_STATE_HOME/lockfs/… otherwise)")
+	fl.StringVar(&f.files, "files", "", "the directory behind files/ (default: STATE/files)")
+	fl.StringVar(&f.defaultTimeout, "default-timeout", "1h", "of a timed lock that is taken without one")
+	fl.StringVar(&f.maxTimeout, "max-timeout", "8760h", "the longest that can be asked for")
+	fl.StringVar(&f.viewMode, "view-mode", "0555", "permissions of view/: 0555 or 0500")
+	fl.BoolVar(&f.allowOther, "allow-other", os.Geteuid() == 0, "let other users in")
+	fl.StringSliceVarP(&f.options, "options", "o", nil, "mount(8) options, comma separated")
+	return cmd
+}
+
+// settings are mountFlags, checked.
+type settings struct {
+	dir, files                 string
+	defaultTimeout, maxTimeout time.Duration
+	viewMode                   uint32
+	allowOther                 bool
+	options                    []string
+}
+
+func (f mountFlags) check() (settings, error) {
+	s := settings{allowOther: f.allowOther}
+	var err error
+	if s.maxTimeout, err = flagDuration("--max-timeout", f.maxTimeout, 0); err != nil {
+		return s, err
+	}
+	if s.defaultTimeout, err = flagDuration("--default-timeout", f.defaultTimeout, s.maxTimeout); err != nil {
+		return s, err
+	}
+	if f.viewMode != "0555" && f.viewMode != "0500" {
+		return s, fail(exitUsage, "--view-mode %q is neither 0555 nor 0500", f.viewMode)
+	}
+	mode, _ := strconv.ParseUint(f.viewMode, 8, 32)
+	s.viewMode = uint32(mode)
+	for _, o := range f.options {
+		if o == "allow_other" {
+			s.allowOther = true
+		} else {
+			s.options = append(s.options, o)
+		}
+	}
+	if s.dir, err = filepath.Abs(f.dir); err != nil {
+		return s, fail(exitUsage, "%s: %v", f.dir, err)
+	}
+	s.files, err = f.backing(s.dir)
+	return s, err
+}
+
+func flagDuration(flag, value string, max time.Duration) (time.Duration, error) {
+	d, err := fs.ParseDuration(value, max)
+	if err != nil {
+		return 0, fail(exitUsage, "%s %q is no duration greater than zero%s: write seconds, or 90s, 5m, 1h30m, 1d",
+			flag, value, atMost(max))
+	}
+	return d, nil
+}
+
+func atMost(max time.Duration) string {
+	if max == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" and at most %v", max)
+}
+
+// backing makes the directory behind files/ if it is the default one.
+func (f mountFlags) backing(dir string) (string, error) {
+	if f.files != "" {
+		return filepath.Abs(f.files)
+	}
+	state := f.state
+	if state == "" {
+		base, err := stateHome()
+		if err != nil {
+			return "", fail(exitUsage, "no place for state: %v; say where with --state", err)
+		}
+		state = filepath.Join(base, stateName(dir))
+	}
+	state, err := filepath.Abs(state)
+	if err != nil {
+		return "", fail(exitUsage, "--state %s: %v", state, err)
+	}
+	if err := os.MkdirAll(state, 0o755); err != nil {
+		return "", fail(exitUnreachable, "--state: %v", err)
+	}
+	files := filepath.Join(state, "files")
+	err = os.Mkdir(files, 0o755)
+	if err == nil && os.Geteuid() == 0 {
+		err = os.Chmod(files, 0o1777) // anybody's to use, as /tmp
+	}
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		return "", fail(exitUnreachable, "--state: %v", err)
+	}
+	return files, nil
+}
+
+func stateHome() (string, error) {
+	if os.Geteuid() == 0 {
+		return "/var/lib/lockfs", nil
+	}
+	if x := os.Getenv("XDG_STATE_HOME"); x != "" {
+		return filepath.Join(x, "lockfs"), nil
+	}
+	home, err := os.UserHomeDir()
+	return filepath.Join(home, ".local", "state", "lockfs"), err
+}
+
+// stateName is where a mount point's state is below stateHome: its last part,
+// for people, and a hash of the whole.
+func stateName(dir string) string {
+	sum := sha256.Sum256([]byte(dir))
+	return filepath.Base(dir) + "-" + hex.EncodeToString(sum[:4])
+}
+
+func mount(f mountFlags) error {
+	s, err := f.check()
+	if err != nil {
+		return err
+	}
+	if err := checkMountPoint(s.dir, s.files); err != nil {
+		return err
+	}
+	raiseFileLimit()
+	fd, err := fs.Mount(s.dir, fs.MountOptions{AllowOther: s.allowOther, Options: s.options})
+	if err != nil {
+		return fail(exitUnreachable, "%v", err)
+	}
+	if err := serve(s, fd); err != nil {
+		unix.Close(fd)
+		_ = fs.Unmount(s.dir, true)
+		return fail(exitUnreachable, "%v", err)
+	}
+	return nil
+}
+
+// checkMountPoint refuses what cannot be mounted on, and takes away what a
+// crashed lockfs left mounted there.
+func checkMountPoint(dir, files string) error {
+	if mounted, dead := fs.MountedAt(dir); dead {
+		if err := fs.Unmount(dir, true); err != nil {
+			return fail(exitUnreachable, "%s has a dead mount of lockfs that cannot be removed: %v", dir, err)
+		}
+		fmt.Fprintf(os.Stderr, "lockfs: replaced the dead mount on %s\n", dir)
+	} else if mounted {
+		return fail(exitUnreachable, "%s has a lockfs mounted already; unmount it with: lockfs umount %s", dir, dir)
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return fail(exitUnreachable, "mount point %s: %v; make it with: mkdir -p %s", dir, errors.Unwrap(err), dir)
+	}
+	if !info.IsDir() {
+		return fail(exitUnreachable, "mount point %s is not a directory", dir)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fail(exitUnreachable, "mount point %s: %v", dir, errors.Unwrap(err))
+	}
+	if len(entries) > 0 {
+		return fail(exitUnreachable, "mount point %s is not empty: it has %s; choose an empty directory", dir, entries[0].Name())
+	}
+	return checkBacking(dir, files)
+}
+
+func checkBacking(dir, files string) error {
+	info, err := os.Stat(files)
+	if err != nil {
+		return fail(exitUnreachable, "--files %s: %v", files, errors.Unwrap(err))
+	}
+	if !info.IsDir() {
+		return fail(exitUnreachable, "--files %s is not a directory", files)
+	}
+	real, err := filepath.EvalSymlinks(files)
+	realDir, err2 := filepath.EvalSymlinks(dir)
+	if err := errors.Join(err, err2); err != nil {
+		return fail(exitUnreachable, "--files %s: %v", files, err)
+	}
+	if real == realDir || strings.HasPrefix(real, realDir+"/") {
+		return fail(exitUsage, "--files %s is inside the mount point %s; choose a directory outside", files, dir)
+	}
+	return nil
+}
+
+// raiseFileLimit: each open file of files/ costs a descriptor.
+func raiseFileLimit() {
+	var r unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &r) == nil && r.Cur < r.Max {
+		r.Cur = r.Max
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &r)
+	}
+}
+
+// serve serves the mount until it is unmounted or a signal says to.
+func serve(s settings, fd int) error {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	engine, err := lockengine.NewLocal(lockengine.Config{Classify: fs.Classify})
+	if err != nil {
+		return err
+	}
+	server, err := fs.NewServer(fs.Config{
+		FD: fd, Engine: engine, Now: engine.Now, Session: 1, Files: s.files, AllowOther: s.allowOther,
+		DefaultTimeout: s.defaultTimeout, MaxTimeout: s.maxTimeout, ViewMode: s.viewMode, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Printf("lockfs: mounted on %s; read %s/README; Ctrl-C unmounts\n", s.dir, s.dir)
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve() }()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	stop() // a second signal ends us at once
+	unmountPatiently(s.dir)
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(time.Second): // it was busy: its users get ENOTCONN
+		return nil
+	}
+}
+
+// unmountPatiently unmounts, lazily when the mount stays busy.
+func unmountPatiently(dir string) {
+	deadline := time.Now().Add(busyPatience)
+	for {
+		err := fs.Unmount(dir, false)
+		if !errors.Is(err, syscall.EBUSY) {
+			return
+		}
+		if time.Now().After(deadline) {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	fmt.Fprintf(os.Stderr, "lockfs: %s is still busy after %v: unmounted it lazily; what still has it open gets an error\n", dir, busyPatience)
+	_ = fs.Unmount(dir, true)
+}

@@ -1,0 +1,134 @@
+package fs
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Wire facts of include/uapi/linux/fuse.h that go-fuse keeps to itself.
+const (
+	opLookup      = 1
+	opForget      = 2
+	opGetattr     = 3
+	opReadlink    = 5
+	opOpen        = 14
+	opRead        = 15
+	opStatfs      = 17
+	opRelease     = 18
+	opFlush       = 25
+	opInit        = 26
+	opReleasedir  = 29
+	opGetlk       = 31
+	opSetlk       = 32
+	opSetlkw      = 33
+	opAccess      = 34
+	opInterrupt   = 36
+	opDestroy     = 38
+	opPoll        = 40
+	opBatchForget = 42
+
+	sizeofInHeader  = 40
+	sizeofOutHeader = 16
+
+	notifyPoll = 1
+
+	pollScheduleNotify = 1 // FUSE_POLL_SCHEDULE_NOTIFY
+
+	iocBackingOpen  = 0x4010e501 // FUSE_DEV_IOC_BACKING_OPEN
+	iocBackingClose = 0x4004e502 // FUSE_DEV_IOC_BACKING_CLOSE
+
+	// maxWrite bounds the data of one READ or WRITE. The kernel wants the
+	// read buffer to hold it plus the largest header.
+	maxWrite   = 1 << 20
+	bufferSize = maxWrite + 4096
+)
+
+// device is an open /dev/fuse: requests are read from it, replies and
+// notifications are written to it, each in one frame.
+//
+// Concurrency: every method may be called from any goroutine.
+type device struct{ fd int }
+
+// read fills buf with the next request. It returns 0 when the filesystem is
+// unmounted or its connection aborted.
+func (d device) read(buf []byte) (int, error) {
+	for {
+		n, err := unix.Read(d.fd, buf)
+		switch {
+		case err == nil:
+			return n, nil
+		case errors.Is(err, unix.ENODEV):
+			return 0, nil
+		// ENOENT: the request was interrupted before it could be read.
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOENT):
+		default:
+			return 0, fmt.Errorf("read /dev/fuse: %w", err)
+		}
+	}
+}
+
+// write sends one frame. A request that is no longer waited for (ENOENT) or a
+// connection that is gone (ENODEV) is no failure of ours; told by false.
+func (d device) write(frame []byte) bool {
+	for {
+		_, err := unix.Write(d.fd, frame)
+		if err != unix.EINTR && err != unix.EAGAIN {
+			return err == nil
+		}
+	}
+}
+
+// replyError answers a request with no data: 0 is success.
+func (d device) replyError(unique uint64, errno syscall.Errno) bool {
+	var b [sizeofOutHeader]byte
+	putOutHeader(b[:], len(b), -int32(errno), unique)
+	return d.write(b[:])
+}
+
+// reply answers a request with data.
+func (d device) reply(unique uint64, data []byte) bool {
+	b := make([]byte, sizeofOutHeader+len(data))
+	putOutHeader(b, len(b), 0, unique)
+	copy(b[sizeofOutHeader:], data)
+	return d.write(b)
+}
+
+// notifyPoll wakes the pollers of the kernel's poll handle kh.
+func (d device) notifyPoll(kh uint64) {
+	var b [sizeofOutHeader + 8]byte
+	putOutHeader(b[:], len(b), notifyPoll, 0)
+	binary.NativeEndian.PutUint64(b[sizeofOutHeader:], kh)
+	d.write(b[:])
+}
+
+func putOutHeader(b []byte, length int, code int32, unique uint64) {
+	binary.NativeEndian.PutUint32(b, uint32(length))
+	binary.NativeEndian.PutUint32(b[4:], uint32(code))
+	binary.NativeEndian.PutUint64(b[8:], unique)
+}
+
+// Register gives an open file to the kernel for passthrough (linux/fuse.h,
+// struct fuse_backing_map) and returns its backing id. It needs CAP_SYS_ADMIN.
+func (d device) Register(fd int) (int32, error) {
+	m := struct {
+		fd      int32
+		flags   uint32
+		padding uint64
+	}{fd: int32(fd)}
+	id, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(d.fd), iocBackingOpen, uintptr(unsafe.Pointer(&m)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int32(id), nil
+}
+
+// Unregister takes a backing id back.
+func (d device) Unregister(id int32) {
+	v := uint32(id)
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(d.fd), iocBackingClose, uintptr(unsafe.Pointer(&v)))
+}

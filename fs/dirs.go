@@ -1,0 +1,206 @@
+package fs
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"lockfs/lockengine"
+)
+
+// caller is who makes a request.
+type caller struct {
+	uid, gid uint32
+	tid      int32 // thread; 0 outside our pid namespace
+}
+
+// may reports whether the caller may change what belongs to uid.
+func (c caller) may(uid uint32) bool { return c.uid == 0 || c.uid == uid }
+
+// findLock finds NAME, NAME@TOKEN and, for its maker, NAME+DURATION in tlock/.
+func findLock(s *Server, _ node, name string, c caller) (node, error) {
+	if bare, ok := strings.CutSuffix(name, "@"); ok && CheckName(bare) == nil {
+		return node{}, syscall.EINVAL // `rmdir NAME@$token` with token empty must not look released
+	}
+	n, err := parseLockName(name, s.cfg.MaxTimeout)
+	if err == syscall.ENAMETOOLONG {
+		return node{}, err
+	}
+	if err != nil {
+		return node{}, syscall.ENOENT
+	}
+	l, ok := s.engine.Get(n.name)
+	if !ok {
+		return node{}, syscall.ENOENT
+	}
+	sp := n.spelling
+	switch sp {
+	case byToken:
+		if n.token != l.Token {
+			if n.token != uint64(l.Start) || l.PrevStart == l.Start {
+				return node{}, syscall.ENOENT
+			}
+			sp = byStart
+		}
+	case bySpan:
+		if l.Timeout != n.timeout || metaValue(l.Meta, "kind") != "mkdir" || processOf(c.tid) != l.Who.PID {
+			return node{}, syscall.ENOENT
+		}
+	}
+	return lockNode(l.Token, sp, lockRow, 0), nil
+}
+
+// listLocks lists tlock/: the cookie of a lock is its token, so that a listing
+// goes on where it was whatever comes and goes meanwhile.
+func listLocks(s *Server, _ node, after uint64, add func(string, node, uint64) bool) {
+	const batch = 512
+	for {
+		locks := s.engine.List(after, batch)
+		for _, l := range locks {
+			if !add(l.Name, lockNode(l.Token, plain, lockRow, 0), l.Token) {
+				return
+			}
+			after = l.Token
+		}
+		if len(locks) < batch {
+			return
+		}
+	}
+}
+
+// findTake answers in take/ and hold/: every name that could be a lock's is
+// there, so that a shell's `exec 9>hold/x` is an open, which may wait, and
+// never a create, which must not.
+func findTake(s *Server, dir node, name string, _ caller) (node, error) {
+	if _, err := parseWaitName(name, s.cfg.MaxTimeout); err != nil {
+		if err == syscall.ENAMETOOLONG {
+			return node{}, err
+		}
+		return node{}, syscall.ENOENT
+	}
+	r := takeFileRow
+	if dir.row == holdRow {
+		r = holdFileRow
+	}
+	return s.dynamic.lookup(r, name), nil
+}
+
+// locked is a file of files/ that has locks or waiters now.
+type locked struct {
+	path string // below files/
+	key  string
+}
+
+// lockedFiles lists them by path.
+func (s *Server) lockedFiles() []locked {
+	var out []locked
+	for _, key := range s.engine.Names() {
+		if p, ok := s.files.Path(key); ok {
+			out = append(out, locked{p, key})
+		}
+	}
+	slices.SortFunc(out, func(a, b locked) int { return strings.Compare(a.path, b.path) })
+	return out
+}
+
+// filePath is where a file of files/ is in the mount.
+func (s *Server) filePath(key string) string {
+	if p, ok := s.files.Path(key); ok {
+		return "files/" + printable(p)
+	}
+	return "files/?"
+}
+
+// findViewFile finds an entry of view/files/ or a directory below it.
+func findViewFile(s *Server, dir node, name string, _ caller) (node, error) {
+	path := joinPath(dir.name, name)
+	for _, f := range s.lockedFiles() {
+		if f.path == path {
+			return s.dynamic.lookup(viewFileRow, path), nil
+		}
+		if strings.HasPrefix(f.path, path+"/") {
+			return s.dynamic.lookup(viewDirRow, path), nil
+		}
+	}
+	return node{}, syscall.ENOENT
+}
+
+func joinPath(dir, name string) string {
+	if dir == "" {
+		return name
+	}
+	return dir + "/" + name
+}
+
+func listViewFiles(s *Server, dir node, after uint64, add func(string, node, uint64) bool) {
+	prefix := joinPath(dir.name, "")
+	last := ""
+	cookie := uint64(firstCookie)
+	for _, f := range s.lockedFiles() {
+		rest, ok := strings.CutPrefix(f.path, prefix)
+		name, _, isDir := strings.Cut(rest, "/")
+		if !ok || name == last {
+			continue
+		}
+		last = name
+		r := viewFileRow
+		if isDir {
+			r = viewDirRow
+		}
+		if cookie++; cookie > after && !add(name, node{row: r}, cookie) {
+			return
+		}
+	}
+}
+
+func renderViewFile(s *Server, n node) ([]byte, error) {
+	for _, f := range s.lockedFiles() {
+		if f.path == n.name {
+			locks, waiting := s.engine.Locks(f.key)
+			return lines(s.described(lockengine.Snapshot{Now: s.now(), Locks: locks, Waiting: waiting}), false), nil
+		}
+	}
+	return nil, syscall.ENOENT
+}
+
+// pids lists the processes that hold or wait for anything, ascending.
+func (s *Server) pids() []int32 {
+	var out []int32
+	snap := s.engine.Snapshot()
+	for i := range snap.Locks {
+		out = append(out, snap.Locks[i].Who.PID)
+	}
+	for i := range snap.Waiting {
+		out = append(out, snap.Waiting[i].Who.PID)
+	}
+	slices.Sort(out)
+	out = slices.Compact(out)
+	return slices.DeleteFunc(out, func(pid int32) bool { return pid == 0 })
+}
+
+func listPids(s *Server, _ node, after uint64, add func(string, node, uint64) bool) {
+	for _, pid := range s.pids() {
+		cookie := firstCookie + uint64(pid)
+		if cookie > after && !add(strconv.Itoa(int(pid)), node{row: viewPidRow}, cookie) {
+			return
+		}
+	}
+}
+
+func findPid(s *Server, _ node, name string, _ caller) (node, error) {
+	pid, err := strconv.ParseInt(name, 10, 32)
+	if err != nil || strconv.FormatInt(pid, 10) != name {
+		return node{}, syscall.ENOENT
+	}
+	if _, ok := slices.BinarySearch(s.pids(), int32(pid)); !ok {
+		return node{}, syscall.ENOENT
+	}
+	return s.dynamic.lookup(viewPidRow, name), nil
+}
+
+func renderViewPid(s *Server, n node) ([]byte, error) {
+	pid, _ := strconv.ParseInt(n.name, 10, 32)
+	all := s.described(s.engine.Snapshot())
+	return lines(slices.DeleteFunc(all, func(j lockJSON) bool { return j.PID != int32(pid) }), true), nil
+}

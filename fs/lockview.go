@@ -1,0 +1,129 @@
+package fs
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"lockfs/lockengine"
+)
+
+// lockView is one state of a held lock, to be rendered.
+type lockView struct {
+	lockengine.Lock
+	s       *Server
+	now     lockengine.Instant
+	waiters []lockengine.Waiting
+}
+
+func (s *Server) viewLock(l lockengine.Lock) *lockView {
+	v := &lockView{Lock: l, s: s, now: s.now()}
+	if l.Waiters > 0 {
+		v.waiters = s.engine.Waiters(lockengine.Named, l.Name)
+	}
+	return v
+}
+
+// kind is how the lock was taken: mkdir, take or hold.
+func (v *lockView) kind() string { return metaValue(v.Meta, "kind") }
+
+func (v *lockView) left() time.Duration { return max(0, time.Duration(v.Expiry.Boot-v.now.Boot)) }
+func (v *lockView) age() time.Duration  { return max(0, time.Duration(v.now.Boot-v.Since.Boot)) }
+
+// ceilSeconds rounds up to whole seconds.
+func ceilSeconds(d time.Duration) int64 {
+	return int64((d + time.Second - 1) / time.Second)
+}
+
+// epochCeil is a wall clock in whole seconds, rounded up.
+func epochCeil(wall int64) int64 { return ceilSeconds(time.Duration(wall)) }
+
+func lineOf[T ~int64 | ~uint64 | ~string](v T) string { return fmt.Sprintf("%v\n", v) }
+
+func renderToken(v *lockView) string  { return lineOf(v.Token) }
+func renderStart(v *lockView) string  { return lineOf(v.Start) }
+func renderExpiry(v *lockView) string { return lineOf(epochCeil(v.Expiry.Wall)) }
+func renderLeft(v *lockView) string   { return lineOf(ceilSeconds(v.left())) }
+func renderAge(v *lockView) string    { return lineOf(int64(v.age() / time.Second)) }
+
+// renderTimeout prints seconds, with decimals only where there are any.
+func renderTimeout(v *lockView) string {
+	return strconv.FormatFloat(v.Timeout.Seconds(), 'f', -1, 64) + "\n"
+}
+
+func renderNote(v *lockView) string {
+	if v.Note == "" || strings.HasSuffix(v.Note, "\n") {
+		return v.Note
+	}
+	return v.Note + "\n"
+}
+
+func renderHolder(v *lockView) string {
+	rest := v.Meta
+	kind, rest, _ := strings.Cut(rest, "\n")
+	live := "no"
+	if alive(v.Who.PID, v.Since) {
+		live = "yes"
+	}
+	return fmt.Sprintf("%s\nuid %d\nuser %s\ngid %d\npid %d\n%ssince %s\nalive %s\n",
+		kind, v.Who.UID, userName(v.Who.UID), v.Who.GID, v.Who.PID, rest, decimal(v.Since.Wall), live)
+}
+
+func renderWaiters(v *lockView) string {
+	var b strings.Builder
+	for _, w := range v.waiters {
+		fmt.Fprintf(&b, "%d %d %d %s\n", w.Who.PID, w.Who.UID, v.secondsWaited(w), commandLine(w.Who.PID))
+	}
+	return b.String()
+}
+
+func (v *lockView) secondsWaited(w lockengine.Waiting) int64 {
+	return (v.now.Boot - w.Since.Boot) / int64(time.Second)
+}
+
+// renderStatus is one sentence for a person.
+func renderStatus(v *lockView) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s is held by %s (pid %d", v.Name, userName(v.Who.UID), v.Who.PID)
+	if c := metaValue(v.Meta, "command"); c != "" {
+		fmt.Fprintf(&b, ", %s", c)
+	}
+	fmt.Fprintf(&b, ") since %s", time.Unix(0, v.Since.Wall).Format("2006-01-02 15:04:05"))
+	if v.Timeout == 0 {
+		b.WriteString(", until it lets go")
+	} else {
+		fmt.Fprintf(&b, ", for %s more", people(v.left()))
+	}
+	switch n := len(v.waiters); n {
+	case 0:
+		b.WriteString("; nobody waits.\n")
+	case 1:
+		b.WriteString("; 1 waits.\n")
+	default:
+		fmt.Fprintf(&b, "; %d wait.\n", n)
+	}
+	return b.String()
+}
+
+// people prints a span as a person would say it, rounded up to seconds.
+func people(d time.Duration) string {
+	s := ceilSeconds(d)
+	switch {
+	case s < 120:
+		return fmt.Sprintf("%d s", s)
+	case s < 2*3600:
+		return fmt.Sprintf("%d min %d s", s/60, s%60)
+	case s < 48*3600:
+		return fmt.Sprintf("%d h %d min", s/3600, s%3600/60)
+	}
+	return fmt.Sprintf("%d days %d h", s/86400, s%86400/3600)
+}
+
+// decimal prints nanoseconds as seconds with six decimals.
+func decimal(ns int64) string {
+	return fmt.Sprintf("%d.%06d", ns/int64(time.Second), ns%int64(time.Second)/1000)
+}
+
+// maxNote bounds a note, in bytes.
+const maxNote = 1024

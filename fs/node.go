@@ -1,0 +1,147 @@
+package fs
+
+import (
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// Node numbers of the synthetic part need no table: they are computed from
+// what the node is, so that they are the same after a restart.
+//
+//	bit 62  set for every synthetic node but the root
+//	bit 61  set for nodes with a name of their own (dynamic), see names
+//
+//	of a lock:  token<<9 | generation of d<<7 | spelling<<5 | row of lockTable
+//	of others:  row of staticTable, with token 0
+//
+// A token is microseconds since the epoch, below 2^52 until the year 2112.
+const (
+	synthetic = uint64(1) << 62
+	dynamic   = uint64(1) << 61
+
+	tokenShift    = 9
+	genShift      = 7
+	spellingShift = 5
+	rowMask       = 1<<spellingShift - 1
+	twoBits       = 3
+)
+
+// node is a node of the synthetic tree, decoded.
+type node struct {
+	id       uint64
+	row      *row
+	token    uint64   // of a lock's nodes: its incarnation
+	spelling spelling // of a lock's nodes
+	gen      uint64   // of a lock's d: how often it was removed, modulo 4
+	name     string   // of a dynamic node
+}
+
+func isSynthetic(id uint64) bool { return id == fuse.FUSE_ROOT_ID || id&synthetic != 0 }
+
+// lockNode is the node of one row of lockTable below a spelling of a lock.
+func lockNode(token uint64, sp spelling, r *row, gen uint64) node {
+	if !r.generations {
+		gen = 0
+	}
+	id := synthetic | token<<tokenShift | gen&twoBits<<genShift | uint64(sp)<<spellingShift | r.index
+	return node{id: id, row: r, token: token, spelling: sp, gen: gen & twoBits}
+}
+
+// sibling is another row of the same incarnation and spelling.
+func (n node) sibling(r *row, gen uint64) node { return lockNode(n.token, n.spelling, r, gen) }
+
+func staticNode(r *row) node {
+	if r == rootRow {
+		return node{id: fuse.FUSE_ROOT_ID, row: r}
+	}
+	return node{id: synthetic | r.index, row: r}
+}
+
+// node decodes a synthetic node number. ok is false for a number never given
+// out, or forgotten.
+func (s *Server) node(id uint64) (n node, ok bool) {
+	switch {
+	case id == fuse.FUSE_ROOT_ID:
+		return staticNode(rootRow), true
+	case id&synthetic == 0:
+		return node{}, false
+	case id&dynamic != 0:
+		return s.dynamic.get(id)
+	}
+	token := id &^ synthetic >> tokenShift
+	index := id & rowMask
+	if token == 0 {
+		if id &= synthetic - 1; id >= uint64(len(staticTable)) {
+			return node{}, false
+		}
+		return staticNode(staticTable[id]), true
+	}
+	if index >= uint64(len(lockTable)) {
+		return node{}, false
+	}
+	return node{id: id, row: lockTable[index], token: token,
+		spelling: spelling(id >> spellingShift & twoBits), gen: id >> genShift & twoBits}, true
+}
+
+// dynamicNodes are the nodes below take/, hold/, view/files and view/pid: a row
+// and a name each, kept while the kernel knows them.
+type dynamicNodes struct {
+	mu    sync.Mutex
+	last  uint64
+	byID  map[uint64]*dynamicNode
+	byKey map[dynamicKey]*dynamicNode
+}
+
+type dynamicKey struct {
+	row  *row
+	name string
+}
+
+type dynamicNode struct {
+	dynamicKey
+	id      uint64
+	lookups uint64
+}
+
+func (t *dynamicNodes) get(id uint64) (node, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	d, ok := t.byID[id]
+	if !ok {
+		return node{}, false
+	}
+	return node{id: id, row: d.row, name: d.name}, true
+}
+
+// lookup returns the node of a row and name and counts one more reference of
+// the kernel to it.
+func (t *dynamicNodes) lookup(r *row, name string) node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	key := dynamicKey{r, name}
+	d := t.byKey[key]
+	if d == nil {
+		if t.byID == nil {
+			t.byID, t.byKey = map[uint64]*dynamicNode{}, map[dynamicKey]*dynamicNode{}
+		}
+		t.last++
+		d = &dynamicNode{dynamicKey: key, id: synthetic | dynamic | t.last}
+		t.byID[d.id], t.byKey[key] = d, d
+	}
+	d.lookups++
+	return node{id: d.id, row: r, name: name}
+}
+
+func (t *dynamicNodes) forget(id, lookups uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	d := t.byID[id]
+	if d == nil {
+		return
+	}
+	if d.lookups -= min(lookups, d.lookups); d.lookups == 0 {
+		delete(t.byID, id)
+		delete(t.byKey, d.dynamicKey)
+	}
+}

@@ -1,0 +1,460 @@
+package fs
+
+import (
+	"errors"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"lockfs/fs/files"
+	"lockfs/lockengine"
+)
+
+// raw serves go-fuse's calls: those for nodes of files/ are the embedded FS's,
+// those for synthetic nodes are answered here.
+type raw struct {
+	*files.FS
+	s *Server
+}
+
+var _ fuse.RawFileSystem = (*raw)(nil)
+
+func (r *raw) String() string { return "lockfs" }
+
+func statusOf(err error) fuse.Status { return fuse.Status(errnoOf(err)) }
+
+func callerOf(h *fuse.InHeader) caller { return caller{h.Uid, h.Gid, int32(h.Pid)} }
+
+// refusal is the errno for changing what cannot be changed below a node.
+func (s *Server) refusal(id uint64) fuse.Status {
+	n, ok := s.node(id)
+	if !ok {
+		return fuse.Status(syscall.ESTALE)
+	}
+	if n.inView() {
+		return fuse.EROFS
+	}
+	return fuse.EPERM
+}
+
+// inView reports whether a node is view/ or below it, or the tree's README.
+func (n node) inView() bool {
+	if n.row == viewDirRow || n.row == viewFileRow || n.row == viewPidRow {
+		return true
+	}
+	for r := n.row; r != nil; r = r.parent {
+		if r == viewRow || r.text != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// Lookup and attributes.
+
+const staticTimeout = time.Hour // of names that never change
+
+func (r *raw) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if !isSynthetic(h.NodeId) {
+		return r.FS.Lookup(cancel, h, name, out)
+	}
+	dir, ok := r.s.node(h.NodeId)
+	if !ok {
+		return fuse.Status(syscall.ESTALE)
+	}
+	if len(name) > 255 {
+		return fuse.Status(syscall.ENAMETOOLONG)
+	}
+	n, err := r.s.lookup(dir, name, callerOf(h))
+	if err != nil {
+		return statusOf(err)
+	}
+	return statusOf(r.s.fillEntry(n, out))
+}
+
+// lookup finds an entry of a synthetic directory.
+func (s *Server) lookup(dir node, name string, c caller) (node, error) {
+	if c := dir.row.child(name); c != nil {
+		return s.fixedChild(dir, c)
+	}
+	if dir.row.find == nil {
+		return node{}, syscall.ENOENT
+	}
+	return dir.row.find(s, dir, name, c)
+}
+
+func (s *Server) fixedChild(dir node, r *row) (node, error) {
+	if dir.token == 0 {
+		return staticNode(r), nil
+	}
+	l, err := s.lockOf(dir)
+	if err != nil {
+		return node{}, err
+	}
+	if !r.exists(&l) {
+		return node{}, syscall.ENOENT
+	}
+	return dir.sibling(r, s.removed.of(dir.token)), nil
+}
+
+// lockOf is the lock that a node belongs to; ENOENT when it has ended.
+func (s *Server) lockOf(n node) (lockengine.Lock, error) {
+	l, ok := s.engine.GetToken(n.token)
+	if !ok {
+		return l, syscall.ENOENT
+	}
+	return l, nil
+}
+
+func (s *Server) fillEntry(n node, out *fuse.EntryOut) error {
+	if n.row == filesRow {
+		out.NodeId = files.Root
+		out.SetEntryTimeout(staticTimeout)
+		s.files.RootAttr(&out.Attr)
+		return nil
+	}
+	out.NodeId = n.id
+	if n.token == 0 && n.id&dynamic == 0 {
+		out.SetEntryTimeout(staticTimeout)
+	}
+	return s.fillAttr(n, &out.Attr)
+}
+
+func (s *Server) fillAttr(n node, out *fuse.Attr) error {
+	*out = fuse.Attr{Ino: n.id, Mode: n.row.mode, Nlink: 1, Blksize: 4096, Owner: fuse.Owner{Uid: ownUID, Gid: ownGID}}
+	if n.row.isDir() {
+		out.Nlink = 2
+	}
+	when := s.started.Wall
+	switch {
+	case n.row == viewRow:
+		out.Mode = dir | s.cfg.ViewMode
+	case n.row == tlockRow:
+		out.Nlink += uint32(s.engine.Stats().Held[lockengine.Named])
+	case n.token != 0:
+		l, err := s.lockOf(n)
+		if err != nil {
+			return err
+		}
+		out.Owner = fuse.Owner{Uid: l.Who.UID, Gid: l.Who.GID}
+		when = l.Start * int64(time.Second)
+		s.fillLockAttr(n, &l, out)
+		if n.row == durationRow {
+			when = tlockDuration(&l) * int64(time.Second)
+		}
+	}
+	t := time.Unix(0, when)
+	out.SetTimes(&t, &t, &t)
+	return nil
+}
+
+func (s *Server) fillLockAttr(n node, l *lockengine.Lock, out *fuse.Attr) {
+	if n.row != lockRow {
+		return
+	}
+	out.Nlink = 3
+	if l.Timeout != 0 {
+		out.Size = uint64(max(0, ceilSeconds(time.Duration(l.Expiry.Boot-s.now().Boot))))
+	}
+}
+
+func (r *raw) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.GetAttr(cancel, in, out)
+	}
+	n, ok := r.s.node(in.NodeId)
+	if !ok {
+		return fuse.Status(syscall.ESTALE)
+	}
+	return statusOf(r.s.fillAttr(n, &out.Attr))
+}
+
+func (r *raw) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.Statx(cancel, in, out)
+	}
+	return fuse.ENOSYS // the kernel asks GETATTR instead
+}
+
+func (r *raw) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.SetAttr(cancel, in, out)
+	}
+	n, ok := r.s.node(in.NodeId)
+	if !ok {
+		return fuse.Status(syscall.ESTALE)
+	}
+	if err := r.s.setAttr(n, in); err != nil {
+		return statusOf(err)
+	}
+	return statusOf(r.s.fillAttr(n, &out.Attr))
+}
+
+// setAttr takes what does no harm (the truncation of an open for writing,
+// mkdir -m) and refuses what would change a lock by accident.
+func (s *Server) setAttr(n node, in *fuse.SetAttrIn) error {
+	const times = fuse.FATTR_ATIME | fuse.FATTR_MTIME | fuse.FATTR_ATIME_NOW | fuse.FATTR_MTIME_NOW
+	switch {
+	case n.inView():
+		return syscall.EROFS
+	case in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID) != 0:
+		return s.chown(n, in)
+	case in.Valid&times != 0:
+		return s.setTimes(n, in)
+	case in.Valid&fuse.FATTR_MODE != 0 && n.row != lockRow && n.row != durationRow:
+		return syscall.EPERM
+	case in.Valid&fuse.FATTR_SIZE != 0 && n.row == noteRow && in.Size == 0:
+		return s.clearNote(n, callerOf(&in.InHeader))
+	case in.Valid&fuse.FATTR_SIZE != 0 && n.row.write == nil && !n.row.take:
+		return syscall.EPERM
+	}
+	return nil
+}
+
+func (s *Server) clearNote(n node, c caller) error {
+	l, err := s.lockOf(n)
+	if err != nil {
+		return err
+	}
+	if !c.may(l.Who.UID) {
+		return syscall.EPERM
+	}
+	return s.engine.SetNote(l.Name, l.Token, "")
+}
+
+func (r *raw) Forget(id, lookups uint64) {
+	if !isSynthetic(id) {
+		r.FS.Forget(id, lookups)
+	} else if id&dynamic != 0 {
+		r.s.dynamic.forget(id, lookups)
+	}
+}
+
+func (r *raw) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	there := *h
+	if isSynthetic(h.NodeId) {
+		there.NodeId = files.Root // the space that there is
+	}
+	return r.FS.StatFs(cancel, &there, out)
+}
+
+func (r *raw) Access(cancel <-chan struct{}, in *fuse.AccessIn) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.Access(cancel, in)
+	}
+	return fuse.OK // default_permissions: the kernel has checked
+}
+
+// Taking and releasing.
+
+func (r *raw) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.Mkdir(cancel, in, name, out)
+	}
+	dir, ok := r.s.node(in.NodeId)
+	switch {
+	case !ok:
+		return fuse.Status(syscall.ESTALE)
+	case dir.row == lockRow && name == durationRow.name:
+		return fuse.Status(syscall.EEXIST)
+	case dir.row != tlockRow:
+		return r.s.refusal(in.NodeId)
+	}
+	n, err := r.s.take(name, &in.InHeader)
+	if err != nil {
+		return statusOf(err)
+	}
+	return statusOf(r.s.fillEntry(n, out))
+}
+
+// take is mkdir in tlock/: it takes the named lock or fails with EEXIST.
+func (s *Server) take(name string, h *fuse.InHeader) (node, error) {
+	p, err := parseLockName(name, s.cfg.MaxTimeout)
+	if err != nil {
+		return node{}, err
+	}
+	if p.spelling == byToken {
+		return node{}, syscall.EINVAL
+	}
+	if p.timeout == 0 {
+		p.timeout = s.defaultTimeout(p.name)
+	}
+	req, err := s.namedRequest(p.name, "mkdir", p.timeout, h)
+	if err != nil {
+		return node{}, err
+	}
+	g, err := s.engine.Try(req)
+	if errors.Is(err, lockengine.ErrHeld) {
+		return node{}, syscall.EEXIST
+	}
+	return lockNode(g.Token, p.spelling, lockRow, 0), err
+}
+
+func (r *raw) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	if !isSynthetic(h.NodeId) {
+		return r.FS.Rmdir(cancel, h, name)
+	}
+	dir, ok := r.s.node(h.NodeId)
+	switch {
+	case !ok:
+		return fuse.Status(syscall.ESTALE)
+	case dir.row == lockRow && name == durationRow.name:
+		_, err := r.s.lockOf(dir)
+		r.s.removed.add(r.s, dir.token)
+		return statusOf(err)
+	case dir.row != tlockRow:
+		return r.s.refusal(h.NodeId)
+	}
+	return statusOf(r.s.releaseNamed(name, callerOf(h)))
+}
+
+// releaseNamed is rmdir in tlock/.
+func (s *Server) releaseNamed(name string, c caller) error {
+	n, err := findLock(s, node{}, name, c)
+	if err != nil {
+		return err
+	}
+	l, err := s.lockOf(n)
+	if err != nil {
+		return err
+	}
+	if !c.may(l.Who.UID) {
+		return syscall.EPERM
+	}
+	how := lockengine.Released
+	if l.Timeout == 0 || c.uid != l.Who.UID {
+		how = lockengine.Forced
+		s.log.Warn("lock released by force", "name", l.Name, "token", l.Token, "holder_uid", l.Who.UID,
+			"holder_pid", l.Who.PID, "by_uid", c.uid, "by_pid", c.tid)
+	}
+	// The token fences: if it ended meanwhile, a later holder keeps its lock.
+	return s.engine.Release(l.Name, l.Token, how)
+}
+
+// removals count how often the d of a lock was removed: each time it comes
+// back with a new node number, as a directory made anew would.
+type removals struct {
+	mu sync.Mutex
+	m  map[uint64]uint64 // by token
+}
+
+func (r *removals) of(token uint64) uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.m[token]
+}
+
+func (r *removals) add(s *Server, token uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.m == nil {
+		r.m = map[uint64]uint64{}
+	}
+	r.m[token]++
+	if len(r.m) <= 1024 {
+		return
+	}
+	for t := range r.m {
+		if _, held := s.engine.GetToken(t); !held {
+			delete(r.m, t)
+		}
+	}
+}
+
+// What the synthetic tree has none of.
+
+func (r *raw) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	if !isSynthetic(h.NodeId) {
+		return r.FS.Unlink(cancel, h, name)
+	}
+	return r.s.refusal(h.NodeId)
+}
+
+func (r *raw) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to string) fuse.Status {
+	switch {
+	case isSynthetic(in.NodeId):
+		return r.s.refusal(in.NodeId)
+	case isSynthetic(in.Newdir):
+		return r.s.refusal(in.Newdir)
+	}
+	return r.FS.Rename(cancel, in, from, to)
+}
+
+func (r *raw) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	switch {
+	case isSynthetic(in.NodeId):
+		return r.s.refusal(in.NodeId)
+	case isSynthetic(in.Oldnodeid):
+		return r.s.refusal(in.Oldnodeid)
+	}
+	return r.FS.Link(cancel, in, name, out)
+}
+
+func (r *raw) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.Mknod(cancel, in, name, out)
+	}
+	return r.s.refusal(in.NodeId)
+}
+
+func (r *raw) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	if !isSynthetic(h.NodeId) {
+		return r.FS.Symlink(cancel, h, target, name, out)
+	}
+	return r.s.refusal(h.NodeId)
+}
+
+func (r *raw) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.Create(cancel, in, name, out)
+	}
+	// take/ and hold/ have every name that there can be.
+	if dir, ok := r.s.node(in.NodeId); ok && (dir.row == takeRow || dir.row == holdRow) {
+		return fuse.EINVAL
+	}
+	return r.s.refusal(in.NodeId)
+}
+
+func (r *raw) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.Tmpfile(cancel, in, out)
+	}
+	return fuse.Status(syscall.EOPNOTSUPP)
+}
+
+func (r *raw) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
+	if !isSynthetic(h.NodeId) {
+		return r.FS.Readlink(cancel, h)
+	}
+	return nil, fuse.EINVAL
+}
+
+func (r *raw) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, attr string, dest []byte) (uint32, fuse.Status) {
+	if !isSynthetic(h.NodeId) {
+		return r.FS.GetXAttr(cancel, h, attr, dest)
+	}
+	return 0, fuse.ENODATA
+}
+
+func (r *raw) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	if !isSynthetic(h.NodeId) {
+		return r.FS.ListXAttr(cancel, h, dest)
+	}
+	return 0, fuse.OK
+}
+
+func (r *raw) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, attr string, data []byte) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.SetXAttr(cancel, in, attr, data)
+	}
+	return fuse.Status(syscall.EOPNOTSUPP)
+}
+
+func (r *raw) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, attr string) fuse.Status {
+	if !isSynthetic(h.NodeId) {
+		return r.FS.RemoveXAttr(cancel, h, attr)
+	}
+	return fuse.Status(syscall.EOPNOTSUPP)
+}

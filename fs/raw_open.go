@@ -1,0 +1,289 @@
+package fs
+
+import (
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"lockfs/lockengine"
+)
+
+// Open files.
+
+func (r *raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.Open(cancel, in, out)
+	}
+	n, ok := r.s.node(in.NodeId)
+	if !ok {
+		return fuse.Status(syscall.ESTALE)
+	}
+	h, err := r.s.open(n, in)
+	if err != nil {
+		return statusOf(err)
+	}
+	out.Fh = r.s.handles.add(h)
+	out.OpenFlags = fuse.FOPEN_DIRECT_IO
+	if h.stream != nil {
+		out.OpenFlags |= fuse.FOPEN_STREAM | fuse.FOPEN_NONSEEKABLE
+	}
+	return fuse.OK
+}
+
+// open renders a synthetic file, from one state of the engine.
+func (s *Server) open(n node, in *fuse.OpenIn) (*handle, error) {
+	h := &handle{node: n, flags: in.Flags}
+	if in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+		if err := s.mayWrite(n, callerOf(&in.InHeader)); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	switch {
+	case n.row.stream != nil:
+		h.stream, err = n.row.stream(s, n)
+	case n.row.text != nil:
+		h.data, err = n.row.text(s, n)
+	case n.row.lockText != nil:
+		var l lockengine.Lock
+		if l, err = s.lockOf(n); err == nil {
+			h.data = []byte(n.row.lockText(s.viewLock(l)))
+		}
+	default:
+		err = syscall.EISDIR
+	}
+	return h, err
+}
+
+// mayWrite says whether the caller may open a node for writing.
+func (s *Server) mayWrite(n node, c caller) error {
+	if n.inView() {
+		return syscall.EROFS
+	}
+	if n.row.write == nil {
+		return syscall.EPERM
+	}
+	l, err := s.lockOf(n)
+	if err == nil && !c.may(l.Who.UID) {
+		err = syscall.EPERM
+	}
+	return err
+}
+
+func (r *raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.Read(cancel, in, buf)
+	}
+	h := r.s.handles.get(in.Fh)
+	if h == nil {
+		return nil, fuse.EBADF
+	}
+	if h.taking != nil {
+		if errno := r.s.readTaken(h.taking); errno != 0 {
+			return nil, fuse.Status(errno)
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	off := min(in.Offset, uint64(len(h.data)))
+	return fuse.ReadResultData(h.data[off:min(off+uint64(len(buf)), uint64(len(h.data)))]), fuse.OK
+}
+
+func (r *raw) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32, fuse.Status) {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.Writev(cancel, in, data)
+	}
+	return 0, fuse.ENOSYS // the kernel's side of go-fuse calls Write then
+}
+
+func (r *raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.Write(cancel, in, data)
+	}
+	h := r.s.handles.get(in.Fh)
+	if h == nil || h.node.row.write == nil {
+		return 0, fuse.EBADF
+	}
+	if err := r.s.write(h, in.Offset, data); err != nil {
+		return 0, statusOf(err)
+	}
+	return uint32(len(data)), fuse.OK
+}
+
+// write hands the whole of what was written through a handle so far to the
+// row, so that a text in several pieces arrives as one.
+func (s *Server) write(h *handle, offset uint64, data []byte) error {
+	l, err := s.lockOf(h.node)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.flags&syscall.O_APPEND != 0 && h.written == nil && h.node.row == noteRow {
+		h.written = []byte(renderNote(&lockView{Lock: l}))
+	}
+	text := h.written
+	switch {
+	case h.flags&syscall.O_APPEND != 0:
+	case offset > uint64(len(text)):
+		return syscall.EINVAL
+	default:
+		text = text[:offset]
+	}
+	text = append(text[:len(text):len(text)], data...)
+	if err := h.node.row.write(s, l, string(text)); err != nil {
+		return err
+	}
+	h.written = text
+	return nil
+}
+
+func (r *raw) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	if isSynthetic(in.NodeId) {
+		return fuse.OK
+	}
+	// close(2) of any descriptor of a file drops the process's record locks
+	// on it (fcntl(2)).
+	if key, ok := r.s.lockKey(in.NodeId); ok {
+		r.s.engine.DropOwner(key, lockengine.Owner{Session: r.s.cfg.Session, ID: in.LockOwner})
+	}
+	return r.FS.Flush(cancel, in)
+}
+
+func (r *raw) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
+	if !isSynthetic(in.NodeId) {
+		r.s.engine.DropHandle(in.Fh)
+		r.FS.Release(cancel, in)
+		return
+	}
+	h := r.s.handles.remove(in.Fh)
+	if h == nil {
+		return
+	}
+	if h.stream != nil {
+		h.stream.close()
+	}
+	if h.taking != nil {
+		r.s.release(h.taking)
+	}
+}
+
+func (r *raw) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.Fsync(cancel, in)
+	}
+	return fuse.OK
+}
+
+func (r *raw) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.Lseek(cancel, in, out)
+	}
+	return fuse.EINVAL
+}
+
+func (r *raw) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.Fallocate(cancel, in)
+	}
+	return fuse.Status(syscall.EOPNOTSUPP)
+}
+
+func (r *raw) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	if !isSynthetic(in.NodeId) && !isSynthetic(in.NodeIdOut) {
+		return r.FS.CopyFileRange(cancel, in)
+	}
+	return 0, fuse.Status(syscall.EOPNOTSUPP) // the kernel copies by hand then
+}
+
+func (r *raw) Ioctl(cancel <-chan struct{}, in *fuse.IoctlIn, inbuf []byte, out *fuse.IoctlOut, outbuf []byte) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.Ioctl(cancel, in, inbuf, out, outbuf)
+	}
+	return fuse.Status(syscall.ENOTTY)
+}
+
+// Open directories.
+
+func (r *raw) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.OpenDir(cancel, in, out)
+	}
+	n, ok := r.s.node(in.NodeId)
+	if !ok {
+		return fuse.Status(syscall.ESTALE)
+	}
+	out.Fh = r.s.handles.add(&handle{node: n, flags: in.Flags})
+	return fuse.OK
+}
+
+func (r *raw) ReleaseDir(in *fuse.ReleaseIn) {
+	if !isSynthetic(in.NodeId) {
+		r.FS.ReleaseDir(in)
+		return
+	}
+	r.s.handles.remove(in.Fh)
+}
+
+func (r *raw) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.FsyncDir(cancel, in)
+	}
+	return fuse.OK
+}
+
+// Cookies of the first two entries of every directory; the fixed and other
+// entries come after.
+const (
+	dotCookie    = 1
+	dotDotCookie = 2
+	firstCookie  = 2
+)
+
+func (r *raw) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.ReadDir(cancel, in, out)
+	}
+	return statusOf(r.s.readDir(in, func(e fuse.DirEntry) bool { return out.AddDirEntry(e) }))
+}
+
+// ReadDirPlus gives no attributes in the synthetic part: they are never kept.
+func (r *raw) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	if !isSynthetic(in.NodeId) {
+		return r.FS.ReadDirPlus(cancel, in, out)
+	}
+	return statusOf(r.s.readDir(in, func(e fuse.DirEntry) bool { return out.AddDirLookupEntry(e) != nil }))
+}
+
+func (s *Server) readDir(in *fuse.ReadIn, add func(fuse.DirEntry) bool) error {
+	n, ok := s.node(in.NodeId)
+	if !ok {
+		return syscall.ESTALE
+	}
+	entry := func(name string, c node, cookie uint64) bool {
+		return add(fuse.DirEntry{Name: name, Mode: c.row.mode, Ino: c.id, Off: cookie})
+	}
+	after := in.Offset
+	if after < dotCookie && !entry(".", n, dotCookie) || after < dotDotCookie && !entry("..", n, dotDotCookie) {
+		return nil
+	}
+	if n.token != 0 {
+		if _, err := s.lockOf(n); err != nil {
+			return err
+		}
+	}
+	for i, c := range n.row.children {
+		cookie := firstCookie + uint64(i) + 1
+		if cookie <= after || c.unlisted {
+			continue
+		}
+		child, err := s.fixedChild(n, c)
+		if err == nil && !entry(c.name, child, cookie) {
+			return nil
+		}
+	}
+	if n.row.list != nil {
+		n.row.list(s, n, after, entry)
+	}
+	return nil
+}

@@ -1,0 +1,8 @@
+package fs
+
+import _ "embed"
+
+//go:embed tree.txt
+var treeText []byte
+
+func renderReadme(*Server, node) ([]byte, error) { return treeText, nil }

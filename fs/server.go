@@ -1,0 +1,286 @@
+// Package fs is the tree: it serves a mounted lockfs, turns file calls into
+// requests to a lock engine and shows the engine's state as files.
+//
+// # How requests are served
+//
+// One goroutine, the reader, takes requests off the device and answers what
+// cannot block itself. Lock requests and RELEASE are among them, so they take
+// effect in the order of the device: a close(2) is done before a later try of
+// another process. What may block is parked without a goroutine (see parking)
+// and answered by whoever ends the wait; what touches the backing files'
+// disk, or renders a large view, runs on a goroutine of its own.
+//
+// # Where things are
+//
+// table.go is the synthetic tree. device.go speaks to /dev/fuse, mount.go
+// mounts. raw.go has one method for each request of the tree, filelocks.go the
+// locks on files, take.go and stream.go what waits. Package files is files/.
+package fs
+
+import (
+	"encoding/binary"
+	"io"
+	"log"
+	"log/slog"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"lockfs/fs/files"
+	"lockfs/lockengine"
+)
+
+// Config of a server.
+type Config struct {
+	// FD is the descriptor of a mounted FUSE connection (see Mount).
+	FD int
+	// Engine grants the locks; Now is its clock.
+	Engine lockengine.Engine
+	Now    func() lockengine.Instant
+	// Session tells this mount's owners apart in an engine that has several.
+	Session uint64
+	// Files is the directory behind files/. It must exist.
+	Files string
+	// AllowOther: callers may be other users than the daemon's.
+	AllowOther bool
+	// DefaultTimeout and MaxTimeout of timed locks.
+	DefaultTimeout, MaxTimeout time.Duration
+	// ViewMode is the permissions of view/: 0555 or 0500.
+	ViewMode uint32
+	// Log; default discards.
+	Log *slog.Logger
+}
+
+// Server serves one mount.
+type Server struct {
+	cfg      Config
+	engine   lockengine.Engine
+	dev      device
+	protocol *fuse.ProtocolServer
+	files    *files.FS
+	log      *slog.Logger
+	started  lockengine.Instant
+
+	dynamic dynamicNodes
+	handles handles
+	parking parking
+	removed removals
+
+	buffers sync.Pool
+	running sync.WaitGroup // requests on goroutines
+}
+
+// NewServer prepares to serve the connection cfg.FD.
+func NewServer(cfg Config) (*Server, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	s := &Server{cfg: cfg, engine: cfg.Engine, dev: device{cfg.FD}, log: cfg.Log, started: cfg.Now()}
+	s.buffers.New = func() any { return ptr([bufferSize]byte{}) }
+	backing, err := files.New(files.Config{
+		Dir: cfg.Files, Passthrough: s.dev, AllowOther: cfg.AllowOther, Logger: cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.files = backing
+	s.protocol = fuse.NewProtocolServer(&raw{FS: backing, s: s}, &fuse.MountOptions{
+		EnableLocks: true,
+		MaxWrite:    maxWrite,
+		// RELEASE is a background request to the kernel: with few of them
+		// allowed it would queue behind reads and writes, and close(2) would
+		// be late to release its locks.
+		MaxBackground: 1<<16 - 1,
+		// Without KILLPRIV_V2 each write asks for security.capability.
+		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO,
+		Logger:            log.New(io.Discard, "", 0),
+		PanicHandler:      s.panicked,
+	})
+	return s, nil
+}
+
+// panicked keeps a fault in one request from ending the mount.
+func (s *Server) panicked(v any) fuse.Status {
+	stack := make([]byte, 16<<10)
+	s.log.Error("request failed: this is a fault of lockfs", "panic", v, "stack", string(stack[:runtime.Stack(stack, false)]))
+	return fuse.EIO
+}
+
+// Serve answers requests until the filesystem is unmounted.
+func (s *Server) Serve() error {
+	defer s.close()
+	in, out := s.buffer(), s.buffer()
+	for {
+		n, err := s.dev.read(in[:])
+		if err != nil || n == 0 {
+			return err
+		}
+		if s.dispatch(in, n, out) {
+			continue
+		}
+		// The request went on with its buffer to a goroutine; let that run
+		// before this thread blocks in the kernel.
+		in = s.buffer()
+		runtime.Gosched()
+	}
+}
+
+func (s *Server) close() {
+	s.running.Wait()
+	_ = s.engine.Close()
+	_ = s.files.Close()
+	_ = syscall.Close(s.dev.fd)
+}
+
+func (s *Server) buffer() *[bufferSize]byte { return s.buffers.Get().(*[bufferSize]byte) }
+
+// dispatch serves the request in the first n bytes of in and reports whether
+// it is done with in.
+func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte) bool {
+	if n < sizeofInHeader {
+		s.log.Error("request too short", "bytes", n)
+		return true
+	}
+	h := (*fuse.InHeader)(unsafe.Pointer(in))
+	if s.waits(h, in[:n]) {
+		return true
+	}
+	if !s.mayBeSlow(h, in[:n]) {
+		s.answer(in[:n], out)
+		return true
+	}
+	s.running.Go(func() {
+		out := s.buffer()
+		s.answer(in[:n], out)
+		s.buffers.Put(out)
+		s.buffers.Put(in)
+	})
+	return false
+}
+
+// answer has go-fuse parse the request and call raw.
+func (s *Server) answer(in []byte, out *[bufferSize]byte) {
+	n, status := s.protocol.HandleRequest([][]byte{in}, [][]byte{out[:]})
+	if !status.Ok() {
+		s.dev.replyError(binary.NativeEndian.Uint64(in[8:]), syscall.Errno(status))
+	} else if n > 0 {
+		s.dev.write(out[:n])
+	}
+}
+
+// request reads the fixed part of a request; nil when it is cut short.
+func request[T any](in []byte) *T {
+	if len(in) < int(unsafe.Sizeof(*new(T))) {
+		return nil
+	}
+	return (*T)(unsafe.Pointer(&in[0]))
+}
+
+// waits serves the requests that may have to wait, and those that act on them,
+// and reports whether this was one.
+func (s *Server) waits(h *fuse.InHeader, in []byte) bool {
+	switch h.Opcode {
+	case opSetlk, opSetlkw:
+		if lk := request[fuse.LkIn](in); lk != nil {
+			s.setlk(lk, h.Opcode == opSetlkw)
+			return true
+		}
+	case opGetlk:
+		if lk := request[fuse.LkIn](in); lk != nil {
+			s.getlk(lk)
+			return true
+		}
+	case opInterrupt:
+		if i := request[fuse.InterruptIn](in); i != nil {
+			s.interrupt(i.Unique)
+			return true
+		}
+	case opPoll:
+		if p := request[pollIn](in); p != nil {
+			s.poll(p)
+			return true
+		}
+	case opOpen:
+		if n, ok := s.node(h.NodeId); ok && n.row.take {
+			if o := request[fuse.OpenIn](in); o != nil {
+				s.openTake(n, o)
+				return true
+			}
+		}
+	case opRead:
+		return s.readStream(h, in)
+	}
+	return false
+}
+
+// readStream serves a READ of what comes with time, and reports whether it was
+// one.
+func (s *Server) readStream(h *fuse.InHeader, in []byte) bool {
+	r := request[fuse.ReadIn](in)
+	if !isSynthetic(h.NodeId) || r == nil {
+		return false
+	}
+	handle := s.handles.get(r.Fh)
+	if handle == nil || handle.stream == nil {
+		return false
+	}
+	handle.stream.read(h.Unique, int(r.Size), r.Flags&syscall.O_NONBLOCK != 0)
+	return true
+}
+
+// mayBeSlow reports whether a request may take longer than a lock request
+// should wait for: what reads or changes the backing files, but for what their
+// caches answer, and what renders a view of everything.
+func (s *Server) mayBeSlow(h *fuse.InHeader, in []byte) bool {
+	switch h.Opcode {
+	case opLookup, opForget, opBatchForget, opGetattr, opReadlink, opStatfs, opRelease, opFlush, opReleasedir,
+		opAccess, opInit, opDestroy:
+		return s.listsLocked(h.NodeId)
+	case opOpen:
+		if isSynthetic(h.NodeId) {
+			n, ok := s.node(h.NodeId)
+			return ok && n.row.text != nil
+		}
+		o := request[fuse.OpenIn](in)
+		return o != nil && o.Flags&syscall.O_TRUNC != 0
+	}
+	return !isSynthetic(h.NodeId) || s.listsLocked(h.NodeId)
+}
+
+// listsLocked reports whether a node's entries are made of all locks there are.
+func (s *Server) listsLocked(id uint64) bool {
+	if !isSynthetic(id) {
+		return false
+	}
+	n, ok := s.node(id)
+	return ok && n.row.list != nil && n.row != tlockRow
+}
+
+// pollIn is struct fuse_poll_in.
+type pollIn struct {
+	fuse.InHeader
+	Fh, Kh        uint64
+	Flags, Events uint32
+}
+
+const pollAlways = 0x145 // DEFAULT_POLLMASK: POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM
+
+// poll handles POLL. ENOSYS would switch it off for the whole mount.
+func (s *Server) poll(in *pollIn) {
+	revents := in.Events & pollAlways
+	if h := s.handles.get(in.Fh); h != nil && h.stream != nil &&
+		!h.stream.poll(in.Kh, in.Flags&pollScheduleNotify != 0) {
+		revents = 0
+	}
+	var out [8]byte
+	binary.NativeEndian.PutUint32(out[:], revents)
+	s.dev.reply(in.Unique, out[:])
+}
+
+// ownUID is whose the fixed part of the tree is.
+var ownUID, ownGID = uint32(os.Geteuid()), uint32(os.Getegid())

@@ -1,0 +1,301 @@
+package fs
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"lockfs/lockengine"
+)
+
+// seconds is a number of seconds in JSON, printed with six decimals.
+type seconds int64 // nanoseconds
+
+func (s seconds) MarshalJSON() ([]byte, error) { return []byte(decimal(int64(s))), nil }
+
+func ptr[T any](v T) *T { return &v }
+
+var (
+	classNames = [...]string{lockengine.Named: "named", lockengine.Record: "record", lockengine.Flock: "flock"}
+	modeNames  = [...]string{lockengine.Shared: "shared", lockengine.Exclusive: "exclusive"}
+)
+
+// lockJSON is a line of view/locks.jsonl.
+type lockJSON struct {
+	Class    string    `json:"class"`
+	State    string    `json:"state"`
+	Mode     string    `json:"mode"`
+	Path     string    `json:"path"`
+	Start    *uint64   `json:"start,omitempty"`
+	End      *lastByte `json:"end,omitempty"`
+	PID      int32     `json:"pid"`
+	TID      int32     `json:"tid"`
+	UID      uint32    `json:"uid"`
+	GID      uint32    `json:"gid"`
+	Command  string    `json:"command"`
+	Since    seconds   `json:"since"`
+	Seconds  seconds   `json:"seconds"`
+	Name     string    `json:"name,omitempty"`
+	Token    uint64    `json:"token,omitempty"`
+	Kind     string    `json:"kind,omitempty"`
+	Expiry   *seconds  `json:"expiry,omitempty"`
+	Left     *seconds  `json:"left,omitempty"`
+	Blockers []int32   `json:"blockers,omitempty"`
+}
+
+// lastByte is the inclusive end of a range; the end of the file is null.
+type lastByte uint64
+
+func (e lastByte) MarshalJSON() ([]byte, error) {
+	if uint64(e) == lockengine.MaxEnd {
+		return []byte("null"), nil
+	}
+	return strconv.AppendUint(nil, uint64(e)-1, 10), nil
+}
+
+// describer turns locks into lines; it remembers paths and commands, of which
+// there are fewer than locks.
+type describer struct {
+	s        *Server
+	now      lockengine.Instant
+	paths    map[string]string
+	commands map[int32]string
+}
+
+func (s *Server) describer(now lockengine.Instant) *describer {
+	return &describer{s: s, now: now, paths: map[string]string{}, commands: map[int32]string{}}
+}
+
+// path is where in the mount the thing locked is.
+func (d *describer) path(class lockengine.Class, name string) string {
+	if class == lockengine.Named {
+		return "tlock/" + name
+	}
+	p, ok := d.paths[name]
+	if !ok {
+		p = d.s.filePath(name)
+		d.paths[name] = p
+	}
+	return p
+}
+
+// command is the name of the process a lock was granted to, empty when that is
+// gone.
+func (d *describer) command(who lockengine.Who, since lockengine.Instant) string {
+	c, ok := d.commands[who.PID]
+	if !ok {
+		if alive(who.PID, since) {
+			c = commandName(who.PID)
+		}
+		d.commands[who.PID] = c
+	}
+	return c
+}
+
+func (d *describer) held(l *lockengine.Lock) lockJSON {
+	j := d.common(l.Class, l.Name, l.Mode, l.Range, l.Who, l.Since)
+	j.State = "held"
+	if l.Class == lockengine.Named {
+		j.Name, j.Token, j.Kind = l.Name, l.Token, metaValue(l.Meta, "kind")
+		if c := metaValue(l.Meta, "command"); c != "" {
+			j.Command, _, _ = strings.Cut(c, " ")
+		}
+		if l.Timeout != 0 {
+			j.Expiry, j.Left = ptr(seconds(l.Expiry.Wall)), ptr(seconds(max(0, l.Expiry.Boot-d.now.Boot)))
+		}
+	}
+	return j
+}
+
+func (d *describer) waiting(w *lockengine.Waiting, locks []lockengine.Lock) lockJSON {
+	j := d.common(w.Class, w.Name, w.Mode, w.Range, w.Who, w.Since)
+	j.State = "waiting"
+	if w.Class == lockengine.Named {
+		j.Name, j.Kind = w.Name, metaValue(w.Meta, "kind")
+	}
+	for _, i := range w.Blockers {
+		if pid := locks[i].Who.PID; !slices.Contains(j.Blockers, pid) {
+			j.Blockers = append(j.Blockers, pid)
+		}
+	}
+	return j
+}
+
+func (d *describer) common(class lockengine.Class, name string, mode lockengine.Mode, rng lockengine.Range,
+	who lockengine.Who, since lockengine.Instant) lockJSON {
+	j := lockJSON{
+		Class: classNames[class], Mode: modeNames[mode], Path: d.path(class, name),
+		PID: who.PID, TID: who.TID, UID: who.UID, GID: who.GID, Command: d.command(who, since),
+		Since: seconds(since.Wall), Seconds: seconds(max(0, d.now.Boot-since.Boot)),
+	}
+	if class == lockengine.Record {
+		j.Start, j.End = ptr(rng.Start), ptr(lastByte(rng.End))
+	}
+	return j
+}
+
+// described is a snapshot as lines, the held ones first.
+func (s *Server) described(snap lockengine.Snapshot) []lockJSON {
+	d := s.describer(snap.Now)
+	out := make([]lockJSON, 0, len(snap.Locks)+len(snap.Waiting))
+	for i := range snap.Locks {
+		out = append(out, d.held(&snap.Locks[i]))
+	}
+	for i := range snap.Waiting {
+		out = append(out, d.waiting(&snap.Waiting[i], snap.Locks))
+	}
+	return out
+}
+
+func renderLocksJSON(s *Server, _ node) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	for _, j := range s.described(s.engine.Snapshot()) {
+		if err := enc.Encode(j); err != nil {
+			return nil, err
+		}
+	}
+	return b.Bytes(), nil
+}
+
+func renderLocks(s *Server, _ node) ([]byte, error) {
+	return table(s.described(s.engine.Snapshot())), nil
+}
+
+// table prints locks for people, like lslocks(8).
+func table(lines []lockJSON) []byte {
+	var b bytes.Buffer
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "CLASS\tSTATE\tMODE\tSTART\tEND\tPID\tUSER\tCOMMAND\tFOR\tLEFT\tPATH")
+	users := map[uint32]string{}
+	for _, j := range lines {
+		if users[j.UID] == "" {
+			users[j.UID] = userName(j.UID)
+		}
+		start, end, left, command := "-", "-", "-", j.Command
+		if j.Start != nil {
+			start, end = strconv.FormatUint(*j.Start, 10), j.End.String()
+		}
+		if j.Left != nil {
+			left = people(time.Duration(*j.Left))
+		}
+		if command == "" {
+			command = "-"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", j.Class, j.State, j.Mode, start, end,
+			j.PID, users[j.UID], command, people(time.Duration(j.Seconds).Truncate(time.Second)), left, j.Path)
+	}
+	w.Flush()
+	return b.Bytes()
+}
+
+func (e lastByte) String() string {
+	if uint64(e) == lockengine.MaxEnd {
+		return "EOF"
+	}
+	return strconv.FormatUint(uint64(e)-1, 10)
+}
+
+// lines prints the locks of one file or one process, one a line.
+func lines(js []lockJSON, withPath bool) []byte {
+	var b bytes.Buffer
+	for _, j := range js {
+		fmt.Fprintf(&b, "%s %s", j.State, j.Mode)
+		switch {
+		case j.Start != nil:
+			fmt.Fprintf(&b, " %d-%s", *j.Start, j.End)
+		case j.Class == "flock":
+			b.WriteString(" flock")
+		}
+		fmt.Fprintf(&b, " pid %d uid %d for %s", j.PID, j.UID, people(time.Duration(j.Seconds).Truncate(time.Second)))
+		if j.Command != "" {
+			fmt.Fprintf(&b, " command %s", j.Command)
+		}
+		if withPath {
+			fmt.Fprintf(&b, " path %s", j.Path)
+		}
+		b.WriteByte('\n')
+	}
+	return b.Bytes()
+}
+
+func renderStats(s *Server, _ node) ([]byte, error) {
+	st := s.engine.Stats()
+	var b bytes.Buffer
+	for _, c := range []lockengine.Class{lockengine.Named, lockengine.Record, lockengine.Flock} {
+		n := classNames[c]
+		fmt.Fprintf(&b, "held_%s %d\nwaiting_%s %d\ngranted_%s %d\nreleased_%s %d\nrefused_%s %d\nwaited_%s %d\ncanceled_%s %d\n",
+			n, st.Held[c], n, st.Waiting[c], n, st.Granted[c], n, st.Released[c], n, st.Refused[c], n, st.Waited[c], n, st.Canceled[c])
+	}
+	fmt.Fprintf(&b, "expired %d\nforced %d\ndeadlocks %d\npossible_deadlocks %d\nevents %d\nlast_token %d\nhandles %d\nnodes %d\nuptime %d\n",
+		st.Expired, st.Forced, st.Deadlocks, st.Possible, st.Events, st.LastToken,
+		s.files.NumHandles()+s.handles.count(), s.files.NumNodes(), (s.now().Boot-s.started.Boot)/int64(time.Second))
+	return b.Bytes(), nil
+}
+
+// lockDetail is tlock/NAME/json.
+type lockDetail struct {
+	Name      string         `json:"name"`
+	Token     uint64         `json:"token"`
+	Start     int64          `json:"tstart"`
+	Since     seconds        `json:"since"`
+	Age       seconds        `json:"age"`
+	Timeout   *seconds       `json:"timeout,omitempty"`
+	Expiry    *seconds       `json:"expiry,omitempty"`
+	Left      *seconds       `json:"left,omitempty"`
+	Kind      string         `json:"kind"`
+	UID       uint32         `json:"uid"`
+	User      string         `json:"user"`
+	GID       uint32         `json:"gid"`
+	PID       int32          `json:"pid"`
+	Alive     bool           `json:"alive"`
+	Command   string         `json:"command,omitempty"`
+	PPID      int64          `json:"ppid,omitempty"`
+	PCommand  string         `json:"pcommand,omitempty"`
+	LoginUID  *uint64        `json:"loginuid,omitempty"`
+	Unit      string         `json:"unit,omitempty"`
+	Container string         `json:"container,omitempty"`
+	Host      string         `json:"host,omitempty"`
+	Note      string         `json:"note"`
+	Status    string         `json:"status"`
+	Waiters   []waiterDetail `json:"waiters"`
+}
+
+type waiterDetail struct {
+	PID     int32   `json:"pid"`
+	UID     uint32  `json:"uid"`
+	Waited  seconds `json:"waited"`
+	Command string  `json:"command"`
+}
+
+func renderLockJSON(v *lockView) string {
+	meta := func(key string) string { return metaValue(v.Meta, key) }
+	ppid, _ := strconv.ParseInt(meta("ppid"), 10, 64)
+	d := lockDetail{
+		Name: v.Name, Token: v.Token, Start: v.Start, Since: seconds(v.Since.Wall), Age: seconds(v.age()),
+		Kind: v.kind(), UID: v.Who.UID, User: userName(v.Who.UID), GID: v.Who.GID, PID: v.Who.PID,
+		Alive: alive(v.Who.PID, v.Since), Command: meta("command"), PPID: ppid, PCommand: meta("pcommand"),
+		Unit: meta("unit"), Container: meta("container"), Host: meta("host"), Note: v.Note,
+		Status: strings.TrimSuffix(renderStatus(v), "\n"), Waiters: []waiterDetail{},
+	}
+	if uid, err := strconv.ParseUint(meta("loginuid"), 10, 32); err == nil {
+		d.LoginUID = &uid
+	}
+	if v.Timeout != 0 {
+		d.Timeout, d.Expiry, d.Left = ptr(seconds(v.Timeout)), ptr(seconds(v.Expiry.Wall)), ptr(seconds(v.left()))
+	}
+	for _, w := range v.waiters {
+		d.Waiters = append(d.Waiters, waiterDetail{w.Who.PID, w.Who.UID, seconds(v.now.Boot - w.Since.Boot), commandLine(w.Who.PID)})
+	}
+	b, err := json.Marshal(d)
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	return string(b) + "\n"
+}

@@ -1,0 +1,214 @@
+package fs
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/user"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"lockfs/lockengine"
+)
+
+// maxCommand bounds a command line as it is shown, in bytes.
+const maxCommand = 200
+
+// procField returns the value of a `Name:\tvalue` line of /proc/PID/status.
+func procField(pid int32, name string) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return ""
+	}
+	for line := range bytes.Lines(b) {
+		if v, ok := bytes.CutPrefix(line, []byte(name+":")); ok {
+			return string(bytes.TrimSpace(v))
+		}
+	}
+	return ""
+}
+
+// processOf returns the process of a thread; 0 when the thread is gone or
+// lives where we cannot see it.
+func processOf(tid int32) int32 {
+	pid, _ := strconv.ParseInt(procField(tid, "Tgid"), 10, 32)
+	return int32(pid)
+}
+
+// commandName is the kernel's short name of a process, as ps -o comm shows it.
+func commandName(pid int32) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil || pid == 0 {
+		return ""
+	}
+	return printable(strings.TrimSuffix(string(b), "\n"))
+}
+
+// commandLine is a process's command with its arguments, as ps -o command
+// shows it, bounded by maxCommand.
+func commandLine(pid int32) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	b = bytes.TrimRight(b, "\x00")
+	if err != nil || len(b) == 0 {
+		return commandName(pid)
+	}
+	s := printable(string(bytes.ReplaceAll(b, []byte{0}, []byte{' '})))
+	if len(s) > maxCommand {
+		s = strings.ToValidUTF8(s[:maxCommand], "") + "..."
+	}
+	return s
+}
+
+// printable makes a stranger's text safe to show on a terminal and in a line
+// of its own: control and format characters, broken UTF-8 and backslashes
+// come out as escapes.
+func printable(s string) string {
+	clean := true
+	for i := 0; i < len(s) && clean; i++ {
+		clean = s[i] >= ' ' && s[i] < 0x7f && s[i] != '\\'
+	}
+	if clean {
+		return s
+	}
+	var b strings.Builder
+	for len(s) > 0 {
+		r, n := utf8.DecodeRuneInString(s)
+		switch {
+		case r == utf8.RuneError && n == 1:
+			fmt.Fprintf(&b, `\x%02x`, s[0])
+		case r == '\\':
+			b.WriteString(`\\`)
+		case r < 0x80 && !unicode.IsPrint(r):
+			fmt.Fprintf(&b, `\x%02x`, r)
+		case !unicode.IsPrint(r):
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
+			b.WriteRune(r)
+		}
+		s = s[n:]
+	}
+	return b.String()
+}
+
+// startTime is when a process started, in nanoseconds of CLOCK_BOOTTIME
+// (proc_pid_stat(5), field 22, in ticks of 10 ms, rounded down). ok is false
+// when it is gone, or dead and not yet waited for.
+func startTime(pid int32) (boot int64, ok bool) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil || pid == 0 {
+		return 0, false
+	}
+	// The command, field 2, may hold blanks and parentheses.
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(f) < 20 || f[0] == "Z" || f[0] == "X" {
+		return 0, false
+	}
+	ticks, err := strconv.ParseInt(f[19], 10, 64)
+	return ticks * int64(10*time.Millisecond), err == nil
+}
+
+// alive reports whether the process that a lock was granted to still runs: a
+// later process with the same number started after the grant.
+func alive(pid int32, since lockengine.Instant) bool {
+	start, ok := startTime(pid)
+	return ok && start <= since.Boot
+}
+
+// holderOf describes the process behind a named lock, as of now, in flat-keyed
+// lines. What is not known is left out.
+func holderOf(kind string, pid int32) string {
+	var b strings.Builder
+	add := func(key, value string) {
+		if value != "" {
+			b.WriteString(key + " " + value + "\n")
+		}
+	}
+	add("kind", kind)
+	add("command", commandLine(pid))
+	if parent, _ := strconv.ParseInt(procField(pid, "PPid"), 10, 32); parent > 0 {
+		add("ppid", strconv.FormatInt(parent, 10))
+		add("pcommand", commandLine(int32(parent)))
+	}
+	if uid, err := os.ReadFile(fmt.Sprintf("/proc/%d/loginuid", pid)); err == nil && string(uid) != "4294967295" {
+		add("loginuid", strings.TrimSpace(string(uid)))
+	}
+	cgroup, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	add("unit", unitOf(string(cgroup)))
+	add("container", containerOf(string(cgroup)))
+	host, _ := os.Hostname()
+	add("host", printable(host))
+	return b.String()
+}
+
+var (
+	unitPattern      = regexp.MustCompile(`/([^/\n]+\.(?:service|scope))(?:/|\n|$)`)
+	containerPattern = regexp.MustCompile(`(?:^|[/:-])([0-9a-f]{64})(?:\.scope)?(?:/|\n|$)`)
+)
+
+// unitOf is the innermost systemd unit in a /proc/PID/cgroup.
+func unitOf(cgroup string) string {
+	m := unitPattern.FindAllStringSubmatch(cgroup, -1)
+	if m == nil {
+		return ""
+	}
+	return printable(m[len(m)-1][1])
+}
+
+// containerOf is the short id of the container in a /proc/PID/cgroup, as
+// docker ps and podman ps show it.
+func containerOf(cgroup string) string {
+	m := containerPattern.FindStringSubmatch(cgroup)
+	if m == nil {
+		return ""
+	}
+	return m[1][:12]
+}
+
+// metaValue finds a key in the lines of holderOf.
+func metaValue(meta, key string) string {
+	for line := range strings.Lines(meta) {
+		if v, ok := strings.CutPrefix(line, key+" "); ok {
+			return strings.TrimSuffix(v, "\n")
+		}
+	}
+	return ""
+}
+
+func userName(uid uint32) string {
+	id := strconv.FormatUint(uint64(uid), 10)
+	if u, err := user.LookupId(id); err == nil {
+		return printable(u.Username)
+	}
+	return id
+}
+
+// Classify tells POSIX from open file description locks, which look alike on
+// the wire: a thread that waits in fcntl(2) shows the command it called with
+// (proc_pid_syscall(5)). It is the engine's Config.Classify.
+func Classify(_ lockengine.Owner, who lockengine.Who) lockengine.OwnerKind {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", who.TID))
+	f := strings.Fields(string(b))
+	if err != nil || len(f) < 3 {
+		return lockengine.KindUnknown
+	}
+	command, err := strconv.ParseUint(strings.TrimPrefix(f[2], "0x"), 16, 64)
+	switch {
+	case err != nil:
+		return lockengine.KindUnknown
+	case command == ofdSetlkw:
+		return lockengine.KindDescription
+	case command == posixSetlkw, command == posixSetlkw64:
+		return lockengine.KindProcess
+	}
+	return lockengine.KindUnknown
+}
+
+const (
+	posixSetlkw   = 7  // F_SETLKW
+	posixSetlkw64 = 14 // F_SETLKW64 of 32-bit programs
+	ofdSetlkw     = 38 // F_OFD_SETLKW
+)
