@@ -1,0 +1,64 @@
+package fs
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// Node numbers must lead back to what they were made of: no table keeps it.
+func TestNodeNumbers(t *testing.T) {
+	s := &Server{}
+	seen := map[uint64]node{}
+	check := func(n node) {
+		got, ok := s.node(n.id)
+		require.True(t, ok, "%+v", n)
+		assert.Equal(t, n, got)
+		before, twice := seen[n.id]
+		assert.False(t, twice, "%+v and %+v", n, before)
+		assert.True(t, isSynthetic(n.id))
+		seen[n.id] = n
+	}
+	for _, r := range staticTable {
+		check(staticNode(r))
+	}
+	for _, token := range []uint64{1, 1732190000123456, 1<<52 - 1} {
+		for _, r := range lockTable {
+			for _, sp := range []spelling{plain, byToken, bySpan, byStart} {
+				check(lockNode(token, sp, r, 0))
+			}
+		}
+		check(lockNode(token, plain, durationRow, 1))
+	}
+	_, ok := s.node(3)
+	assert.False(t, ok, "a number of files/")
+	_, ok = s.node(synthetic | uint64(len(staticTable)))
+	assert.False(t, ok)
+	_, ok = s.node(synthetic | 1<<tokenShift | uint64(len(lockTable)))
+	assert.False(t, ok)
+}
+
+func TestTablesFitNodeNumbers(t *testing.T) {
+	assert.LessOrEqual(t, len(lockTable), rowMask+1)
+	assert.Less(t, len(staticTable), 1<<tokenShift)
+}
+
+func TestDynamicNodesAreForgotten(t *testing.T) {
+	s := &Server{}
+	a := s.dynamic.lookup(takeFileRow, "x")
+	b := s.dynamic.lookup(takeFileRow, "x")
+	c := s.dynamic.lookup(holdFileRow, "x")
+	assert.Equal(t, a.id, b.id, "one node for one name")
+	assert.NotEqual(t, a.id, c.id)
+	s.dynamic.forget(a.id, 1)
+	_, ok := s.node(a.id)
+	assert.True(t, ok, "the kernel still knows it once")
+	s.dynamic.forget(a.id, 1)
+	_, ok = s.node(a.id)
+	assert.False(t, ok)
+	s.dynamic.forget(a.id, 7)
+	s.dynamic.forget(c.id, 99)
+	assert.Empty(t, s.dynamic.byID)
+	assert.Empty(t, s.dynamic.byKey)
+}
