@@ -40,6 +40,12 @@ var flagOptions = map[string]struct {
 	"default_permissions": {},
 }
 
+// Check says which option is not known.
+func (o MountOptions) Check() error {
+	_, _, err := o.parsed()
+	return err
+}
+
 // parsed splits the options into mount(2)'s flags and the source shown in
 // mountinfo.
 func (o MountOptions) parsed() (flags uintptr, source string, err error) {

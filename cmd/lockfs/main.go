@@ -73,12 +73,12 @@ func main() {
 	if err == nil {
 		return
 	}
-	if text := err.Error(); text != "" {
+	var f *failure
+	if !errors.As(err, &f) { // what cobra itself refuses
+		f = &failure{exitUsage, fmt.Errorf("%w; see lockfs --help", err)}
+	}
+	if text := f.Error(); text != "" {
 		fmt.Fprintf(os.Stderr, "lockfs: %s\n", text)
 	}
-	var f *failure
-	if errors.As(err, &f) {
-		os.Exit(f.code)
-	}
-	os.Exit(exitUsage) // what cobra itself refuses
+	os.Exit(f.code)
 }

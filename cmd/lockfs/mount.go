@@ -26,10 +26,8 @@ import (
 type mountFlags struct {
 	dir                        string
 	state, files               string
-	engine                     string
 	defaultTimeout, maxTimeout string
 	viewMode                   string
-	sync                       string
 	allowOther                 bool
 	background                 bool
 	options                    []string
@@ -43,6 +41,9 @@ func newMount() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			f.dir = args[0]
+			if f.background {
+				return mountInBackground()
+			}
 			return mount(f)
 		},
 	}
@@ -54,6 +55,7 @@ func newMount() *cobra.Command {
 	fl.StringVar(&f.viewMode, "view-mode", "0555", "permissions of view/: 0555 or 0500")
 	fl.BoolVar(&f.allowOther, "allow-other", os.Geteuid() == 0, "let other users in")
 	fl.StringSliceVarP(&f.options, "options", "o", nil, "mount(8) options, comma separated")
+	fl.BoolVar(&f.background, "background", false, "return once the mount is ready")
 	return cmd
 }
 
@@ -86,6 +88,9 @@ func (f mountFlags) check() (settings, error) {
 		} else {
 			s.options = append(s.options, o)
 		}
+	}
+	if err := (fs.MountOptions{Options: s.options}).Check(); err != nil {
+		return s, fail(exitUsage, "%v", err)
 	}
 	if s.dir, err = filepath.Abs(f.dir); err != nil {
 		return s, fail(exitUsage, "%s: %v", f.dir, err)
@@ -250,6 +255,7 @@ func serve(s settings, fd int) error {
 	if err != nil {
 		return err
 	}
+	ready(s.dir)
 	fmt.Printf("lockfs: mounted on %s; read %s/README; Ctrl-C unmounts\n", s.dir, s.dir)
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve() }()

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"syscall"
+)
+
+// readyFD is the descriptor on which a mount in the background says that it is
+// ready; it is open where readyEnv is set.
+const (
+	readyFD  = 3
+	readyEnv = "LOCKFS_READY"
+)
+
+// mountInBackground runs this same command once more without --background, in
+// a session of its own, and returns when that is ready or has failed. It keeps
+// our standard error, for its log.
+func mountInBackground() error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fail(exitUnreachable, "%v", err)
+	}
+	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(a string) bool { return a == "--background" || a == "--background=true" })
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), readyEnv+"=1")
+	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return fail(exitUnreachable, "%v", err)
+	}
+	if said, _ := io.ReadAll(r); len(said) > 0 {
+		return nil
+	}
+	// It has ended and said why.
+	return exitOf(cmd.Wait())
+}
+
+// ready tells who started us in the background.
+func ready(dir string) {
+	if os.Getenv(readyEnv) == "" {
+		return
+	}
+	f := os.NewFile(readyFD, "ready")
+	_, _ = f.WriteString(dir)
+	_ = f.Close()
+}
