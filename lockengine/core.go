@@ -83,6 +83,7 @@ type core struct {
 	rand uint64  // state of the priorities' generator
 
 	resources [4]map[string]*resource // by class: Record, Flock
+	lastFound *resource               // in resources, by the last lookup
 	owners    [4]map[Owner]*owner     // by class: Record, Flock
 	handles   map[uint64]*handle
 	parties   map[int32]*party

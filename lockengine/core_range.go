@@ -79,8 +79,22 @@ func (h *holding) after(at uint64) *seg {
 	return h.segs.seek(func(s *seg) bool { return s.Start >= at })
 }
 
-func (c *core) resourceOf(class Class, name string) *resource {
+// resource returns the resource of this name, nil if there is none. The one
+// found last is at hand: one request looks it up several times, and the next
+// is often for the same.
+func (c *core) resource(class Class, name string) *resource {
+	if r := c.lastFound; r != nil && r.class == class && r.name == name {
+		return r
+	}
 	r := c.resources[class][name]
+	if r != nil {
+		c.lastFound = r
+	}
+	return r
+}
+
+func (c *core) resourceOf(class Class, name string) *resource {
+	r := c.resource(class, name)
 	if r == nil {
 		r = c.pools.resource.get()
 		r.class, r.name = class, name
@@ -100,6 +114,9 @@ func (c *core) freeResource(r *resource) {
 	if old := c.lots.resource.park(r); old != nil {
 		old.parked = false
 		if old.idle() {
+			if c.lastFound == old {
+				c.lastFound = nil
+			}
 			delete(c.resources[old.class], old.name)
 			c.pools.resource.put(old)
 		}
@@ -253,7 +270,7 @@ func (c *core) find(class Class, name string, owner Owner) *holding {
 	if class != Record && class != Flock {
 		return nil
 	}
-	r := c.resources[class][name]
+	r := c.resource(class, name)
 	if r == nil {
 		return nil
 	}

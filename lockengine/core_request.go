@@ -99,7 +99,7 @@ func (c *core) blocked(req *Request) bool {
 	if req.Class == Named {
 		return c.blockerOf(req) != nil
 	}
-	r := c.resources[req.Class][req.Name]
+	r := c.resource(req.Class, req.Name)
 	if r == nil {
 		return false
 	}

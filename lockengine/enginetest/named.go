@@ -123,6 +123,15 @@ func testLease(t *testing.T, n New) {
 		l, _ := b.Get("backup")
 		require.Equal(t, b.clock.Now().Boot+int64(time.Minute), l.Expiry.Boot, "the lease starts at the grant")
 	})
+	t.Run("again and again", func(t *testing.T) {
+		b := newBench(t, n)
+		b.try(name(1, time.Minute))
+		b.wait("second", name(2, time.Minute))
+		b.wait("third", name(3, time.Minute))
+		b.wait("fourth", name(4, time.Minute))
+		b.clock.Pass(3 * time.Minute)
+		b.order("second", "third", "fourth")
+	})
 	t.Run("a hold has none", func(t *testing.T) {
 		b := newBench(t, n)
 		require.Zero(t, b.try(name(1, 0)).Expiry)

@@ -27,6 +27,27 @@ func testOrder(t *testing.T, n New) {
 		b.Unlock(lockengine.Record, "file", owner(4), lockengine.Whole)
 		b.order("b")
 	})
+	t.Run("a grant that lets only a later one through", func(t *testing.T) {
+		b := newBench(t, n)
+		b.draw("WWWWW")
+		b.wait("a", record(2, exclusive, 0, 2))
+		b.wait("b", record(3, exclusive, 0, 4))
+		b.wait("c", record(4, exclusive, 3, 5))
+		b.wait("a again", record(2, exclusive, 0, 4))
+		b.Unlock(lockengine.Record, "file", owner(1), lockengine.Whole)
+		b.order("a", "c")
+		b.drawn(".....", "WW...", ".....", "...WW")
+	})
+	t.Run("a grant that lets an earlier one through", func(t *testing.T) {
+		b := newBench(t, n)
+		b.draw("W...", ".WWW")
+		b.wait("early", record(3, shared, 0, 2))
+		b.wait("downgrade", record(1, shared, 0, 3))
+		b.wait("beside", record(4, exclusive, 3, 4))
+		b.wait("again", record(1, shared, 0, 2))
+		b.Unlock(lockengine.Record, "file", owner(2), lockengine.Whole)
+		b.order("downgrade", "early", "beside", "again")
+	})
 	t.Run("ten thousand for one byte", func(t *testing.T) {
 		const many = 10_000
 		b := newBench(t, n)
