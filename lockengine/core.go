@@ -76,7 +76,8 @@ type completion struct {
 // the log of events. It has no goroutine, no clock and does no I/O.
 //
 // INVARIANT between two commands: no two locks held conflict; no waiter could
-// be granted; what nobody holds or waits for is in no map, but for the few
+// be granted (a name may be free and waited for while its guard is held); what
+// nobody holds or waits for is in no map, but for the few
 // that are parked.
 type core struct {
 	now  Instant // of the last command; Boot never goes back

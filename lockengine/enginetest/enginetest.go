@@ -33,6 +33,8 @@ func Run(t *testing.T, newEngine func(t *testing.T, clock lockengine.Clock) lock
 		{"Flock", testFlock},
 		{"Named", testNamed},
 		{"Lease", testLease},
+		{"Guard", testGuard},
+		{"Times", testTimes},
 		{"Watch", testWatch},
 		{"Order", testOrder},
 		{"Place", testPlace},
