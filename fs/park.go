@@ -3,6 +3,7 @@ package fs
 import (
 	"sync"
 	"syscall"
+	"time"
 )
 
 // parking keeps requests that wait for something to happen, without a
@@ -12,18 +13,24 @@ import (
 // Concurrency: safe for use from any goroutine.
 type parking struct {
 	mu sync.Mutex
-	m  map[uint64]func() bool // by the request's unique number: ends the wait
+	m  map[uint64]*parked // by the request's unique number
 }
 
-// add parks a request. cancel ends its wait and reports whether it did; if
-// not, its outcome is on its way.
+// parked is a request that waits.
+type parked struct {
+	// cancel ends the wait and reports whether it did; if not, its outcome is
+	// on its way.
+	cancel func() bool
+	late   *time.Timer // nil: it may take as long as it takes
+}
+
 func (p *parking) add(unique uint64, cancel func() bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.m == nil {
-		p.m = map[uint64]func() bool{}
+		p.m = map[uint64]*parked{}
 	}
-	p.m[unique] = cancel
+	p.m[unique] = &parked{cancel: cancel}
 }
 
 // take removes a request and reports whether it was there, so that the caller
@@ -31,22 +38,30 @@ func (p *parking) add(unique uint64, cancel func() bool) {
 func (p *parking) take(unique uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	_, ok := p.m[unique]
+	r, ok := p.m[unique]
 	delete(p.m, unique)
+	if ok && r.late != nil {
+		r.late.Stop()
+	}
 	return ok
 }
 
-func (p *parking) cancelOf(unique uint64) func() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.m[unique]
+// endWait ends the wait of a parked request, if it is still waiting, and
+// answers it. Whoever is answered already, or soon, is left alone.
+func (s *Server) endWait(unique uint64, errno syscall.Errno) {
+	s.parking.mu.Lock()
+	r := s.parking.m[unique]
+	s.parking.mu.Unlock()
+	if r != nil && r.cancel() && s.parking.take(unique) {
+		s.dev.replyError(unique, errno)
+	}
 }
 
-// interrupt handles INTERRUPT: the wait ends and is answered EINTR. A request
-// not parked is answered already, or soon: nothing to do.
-func (s *Server) interrupt(unique uint64) {
-	cancel := s.parking.cancelOf(unique)
-	if cancel != nil && cancel() && s.parking.take(unique) {
-		s.dev.replyError(unique, syscall.EINTR)
+// timeOut ends the wait of a request with ETIMEDOUT if it takes longer.
+func (s *Server) timeOut(unique uint64, after time.Duration) {
+	s.parking.mu.Lock()
+	defer s.parking.mu.Unlock()
+	if r := s.parking.m[unique]; r != nil {
+		r.late = time.AfterFunc(after, func() { s.endWait(unique, syscall.ETIMEDOUT) })
 	}
 }

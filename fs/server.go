@@ -70,6 +70,7 @@ type Server struct {
 	handles handles
 	parking parking
 	removed removals
+	askers  askers
 
 	buffers sync.Pool
 	running sync.WaitGroup // requests on goroutines
@@ -197,7 +198,7 @@ func (s *Server) waits(h *fuse.InHeader, in []byte) bool {
 		}
 	case opInterrupt:
 		if i := request[fuse.InterruptIn](in); i != nil {
-			s.interrupt(i.Unique)
+			s.endWait(i.Unique, syscall.EINTR)
 			return true
 		}
 	case opPoll:

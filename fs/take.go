@@ -72,17 +72,17 @@ func (s *Server) namedRequest(name, kind string, timeout time.Duration, h *fuse.
 	if uid, reserved := nameUID(name); reserved && h.Uid != 0 && h.Uid != uid {
 		return lockengine.Request{}, syscall.EPERM
 	}
-	pid := processOf(int32(h.Pid))
+	from := s.askers.of(int32(h.Pid), s.now().Boot)
 	return lockengine.Request{
 		Class:   lockengine.Named,
 		Name:    name,
-		Owner:   lockengine.Owner{Session: s.cfg.Session, ID: uint64(pid)},
+		Owner:   lockengine.Owner{Session: s.cfg.Session, ID: uint64(from.pid)},
 		Mode:    lockengine.Exclusive,
 		Range:   lockengine.Whole,
-		Who:     lockengine.Who{PID: pid, TID: int32(h.Pid), UID: h.Uid, GID: h.Gid},
+		Who:     lockengine.Who{PID: from.pid, TID: int32(h.Pid), UID: h.Uid, GID: h.Gid},
 		Timeout: timeout,
 		Guard:   masterOf(name),
-		Meta:    holderOf(kind, pid),
+		Meta:    "kind " + kind + "\n" + from.who,
 	}, nil
 }
 
@@ -99,20 +99,6 @@ func (s *Server) openTaken(n node, unique uint64, flags uint32, req lockengine.R
 	s.handles.remove(fh)
 	s.release(t)
 	return false
-}
-
-// timeOut ends a wait that takes too long with ETIMEDOUT.
-func (s *Server) timeOut(unique uint64, after time.Duration) {
-	cancel := s.parking.cancelOf(unique)
-	if cancel == nil {
-		return
-	}
-	time.AfterFunc(after, func() {
-		// The number is not used again while its request is parked.
-		if cancel() && s.parking.take(unique) {
-			s.dev.replyError(unique, syscall.ETIMEDOUT)
-		}
-	})
 }
 
 // release gives the lock back at the handle's end: a hold always, a lock of

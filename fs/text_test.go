@@ -37,10 +37,10 @@ func TestGroupsOfCgroup(t *testing.T) {
 
 func TestAlive(t *testing.T) {
 	pid := int32(os.Getpid())
-	start, ok := startTime(pid)
+	st, ok := statOf(pid)
 	assert.True(t, ok)
-	assert.True(t, alive(pid, lockengine.Instant{Boot: start + int64(time.Second)}))
-	assert.False(t, alive(pid, lockengine.Instant{Boot: start - int64(time.Second)}), "granted before this process was: its number was another's")
+	assert.True(t, alive(pid, lockengine.Instant{Boot: st.start + int64(time.Second)}))
+	assert.False(t, alive(pid, lockengine.Instant{Boot: st.start - int64(time.Second)}), "granted before this process was: its number was another's")
 	assert.False(t, alive(0, lockengine.Instant{Boot: 1 << 62}))
 }
 

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -48,9 +49,29 @@ func commandName(pid int32) string {
 	return printable(strings.TrimSuffix(string(b), "\n"))
 }
 
+// commandPatience bounds how long a command line is waited for.
+const commandPatience = 5 * time.Millisecond
+
 // commandLine is a process's command with its arguments, as ps -o command
 // shows it, bounded by maxCommand.
+//
+// Reading it takes the process's memory map lock, which a thread of it may
+// hold while it waits for a page of ours. So the reader of the device must not
+// wait for it without bound: then the command's name has to do.
 func commandLine(pid int32) string {
+	line := make(chan string, 1)
+	go func() { line <- readCommandLine(pid) }()
+	late := time.NewTimer(commandPatience)
+	defer late.Stop()
+	select {
+	case s := <-line:
+		return s
+	case <-late.C:
+		return commandName(pid)
+	}
+}
+
+func readCommandLine(pid int32) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	b = bytes.TrimRight(b, "\x00")
 	if err != nil || len(b) == 0 {
@@ -94,40 +115,95 @@ func printable(s string) string {
 	return b.String()
 }
 
-// startTime is when a process started, in nanoseconds of CLOCK_BOOTTIME
-// (proc_pid_stat(5), field 22, in ticks of 10 ms, rounded down). ok is false
-// when it is gone, or dead and not yet waited for.
-func startTime(pid int32) (boot int64, ok bool) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil || pid == 0 {
-		return 0, false
-	}
+// processStat is what one look at proc_pid_stat(5) tells of a thread.
+type processStat struct {
+	comm  string
+	ppid  string
+	start int64 // nanoseconds of CLOCK_BOOTTIME, rounded down to 10 ms
+}
+
+// statOf reads it. ok is false when the thread is gone, or dead and not yet
+// waited for.
+func statOf(tid int32) (st processStat, ok bool) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(int(tid)) + "/stat")
 	// The command, field 2, may hold blanks and parentheses.
-	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
+	if err != nil || tid == 0 || open < 0 || end < open {
+		return st, false
+	}
+	f := strings.Fields(string(b[end+1:]))
 	if len(f) < 20 || f[0] == "Z" || f[0] == "X" {
-		return 0, false
+		return st, false
 	}
 	ticks, err := strconv.ParseInt(f[19], 10, 64)
-	return ticks * int64(10*time.Millisecond), err == nil
+	return processStat{string(b[open+1 : end]), f[1], ticks * int64(10*time.Millisecond)}, err == nil
 }
 
 // alive reports whether the process that a lock was granted to still runs: a
 // later process with the same number started after the grant.
 func alive(pid int32, since lockengine.Instant) bool {
-	start, ok := startTime(pid)
-	return ok && start <= since.Boot
+	st, ok := statOf(pid)
+	return ok && st.start <= since.Boot
 }
 
-// holderOf describes the process behind a named lock, as of now, in flat-keyed
-// lines. What is not known is left out.
-func holderOf(kind string, pid int32) string {
+// asker is the process behind a request for a named lock.
+type asker struct {
+	pid int32  // 0: it lives where we cannot see it
+	who string // flat-keyed lines
+}
+
+// askers remembers processes that asked a moment ago: a program that takes
+// lock after lock is looked at once a second.
+//
+// Concurrency: safe for use from any goroutine.
+type askers struct {
+	mu sync.Mutex
+	m  map[int32]askerSeen // by thread
+}
+
+type askerSeen struct {
+	asker
+	stat processStat
+	at   int64 // boot time
+}
+
+const (
+	askerFresh = int64(time.Second)
+	askersMax  = 128
+)
+
+// of describes the process of a thread that waits for our answer.
+func (a *askers) of(tid int32, now int64) asker {
+	stat, ok := statOf(tid)
+	if !ok {
+		return asker{0, describe(0)}
+	}
+	a.mu.Lock()
+	seen, known := a.m[tid]
+	a.mu.Unlock()
+	if known && seen.stat == stat && now-seen.at < askerFresh {
+		return seen.asker
+	}
+	pid := processOf(tid)
+	found := asker{pid, describe(pid)}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.m == nil || len(a.m) >= askersMax {
+		a.m = map[int32]askerSeen{}
+	}
+	a.m[tid] = askerSeen{found, stat, now}
+	return found
+}
+
+// describe tells of a process, as of now, in flat-keyed lines. What is not
+// known is left out.
+func describe(pid int32) string {
 	var b strings.Builder
 	add := func(key, value string) {
 		if value != "" {
 			b.WriteString(key + " " + value + "\n")
 		}
 	}
-	add("kind", kind)
 	add("command", commandLine(pid))
 	if parent, _ := strconv.ParseInt(procField(pid, "PPid"), 10, 32); parent > 0 {
 		add("ppid", strconv.FormatInt(parent, 10))

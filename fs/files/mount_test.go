@@ -138,7 +138,9 @@ func (m *mounted) serve(t *testing.T, dir string) {
 	served := make(chan struct{})
 	go func() { server.Serve(); close(served) }()
 	t.Cleanup(func() {
-		unix.Unmount(dir, unix.MNT_DETACH)
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmounting %s: %v", dir, err)
+		}
 		select {
 		case <-served:
 			m.fs.Close()
@@ -304,6 +306,12 @@ func act(w []string) error {
 		return unix.Rename(w[1], w[2])
 	case "setxattr":
 		return unix.Setxattr(w[1], w[2], []byte(w[3]), 0)
+	case "database":
+		return useDBs(w[1])
+	case "mapappend":
+		return mapBesideAppender(w[1])
+	case "maptwice":
+		return mapTwice(w[1])
 	case "listxattr":
 		buf := make([]byte, 1000)
 		n, err := unix.Listxattr(w[1], buf)

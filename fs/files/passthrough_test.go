@@ -2,10 +2,10 @@ package files
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -100,30 +100,35 @@ func TestPassthroughRefusedForGood(t *testing.T) {
 // write, sync and map it.
 func TestConcurrentOpens(t *testing.T) {
 	both(t, func(t *testing.T, m *mounted) {
-		const workers, rounds, page = 8, 60, 4096
-		m.write(t, "db", string(make([]byte, workers*page)))
-		var wg sync.WaitGroup
-		errs := make(chan error, workers)
-		for w := range workers {
-			wg.Go(func() {
-				for r := range rounds {
-					if err := useDB(m.path("db"), w, r, page); err != nil {
-						errs <- err
-						return
-					}
-				}
-			})
-		}
-		wg.Wait()
-		close(errs)
-		for err := range errs {
-			require.NoError(t, err)
-		}
+		p := m.write(t, "db", string(make([]byte, dbWorkers*dbPage)))
+		require.Equal(t, []string{"ok"}, person{}.acts(t, "database "+p))
 		eventually(t, "all released", func() bool { return m.fs.NumHandles() == 0 })
 		if m.kernel != nil {
 			eventually(t, "all unregistered", func() bool { c := m.kernel.now(); return c[0] == c[1] && c[0] > 0 })
 		}
 	})
+}
+
+const dbWorkers, dbRounds, dbPage = 8, 60, 4096
+
+// useDBs runs in a process of its own: a page fault holds up one of Go's processors, and when that waits for a
+// server in the same process, the server may never get one.
+func useDBs(path string) error {
+	errs := make(chan error, dbWorkers)
+	for w := range dbWorkers {
+		go func() {
+			var err error
+			for r := 0; r < dbRounds && err == nil; r++ {
+				err = useDB(path, w, r, dbPage)
+			}
+			errs <- err
+		}()
+	}
+	var all []error
+	for range dbWorkers {
+		all = append(all, <-errs)
+	}
+	return errors.Join(all...)
 }
 
 func useDB(path string, worker, round, page int) error {
