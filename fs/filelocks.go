@@ -81,8 +81,9 @@ func (s *Server) setlk(in *fuse.LkIn, wait bool) {
 		s.dev.replyError(in.Unique, errnoOf(err))
 		return
 	}
-	s.wait(in.Unique, req, func(_ lockengine.Grant, err error) bool {
-		return s.dev.replyError(in.Unique, errnoOf(err))
+	unique := in.Unique // the buffer in is in is used again while this waits
+	s.wait(unique, req, func(_ lockengine.Grant, err error) bool {
+		return s.dev.replyError(unique, errnoOf(err))
 	})
 }
 

@@ -29,6 +29,6 @@
 // # Concurrency
 //
 // All methods may be called at the same time. FS.mu guards the tables and is never held over a system call that can
-// reach the disk; node.io guards which way an inode does its I/O and is held over the two ioctls of passthrough only.
+// reach the disk; node.io guards which way an inode does its I/O and is held over the two calls of Passthrough only.
 // Lock order: node.io, then FS.mu. Blocking tells which requests may wait for the disk.
 package files

@@ -22,6 +22,8 @@ type Config struct {
 	AllowOther  bool        // callers have various uids: as root, create files as the caller
 	Logger      *slog.Logger
 	MaxFDs      int // O_PATH descriptors kept for nodes; 0: a quarter of RLIMIT_NOFILE
+
+	noHandles bool // for tests: as if the backing could not decode file handles
 }
 
 // Passthrough registers backing files with the kernel, which then reads and writes them without asking us.
@@ -84,6 +86,7 @@ func New(cfg Config) (*FS, error) {
 	if err := f.openRoot(cfg.Dir); err != nil {
 		return nil, err
 	}
+	f.handlesWork = !cfg.noHandles && decodesHandles(f.root.fd.fd)
 	if cfg.AllowOther && os.Geteuid() == 0 {
 		creds, err := newCallerCreds()
 		if err != nil {
@@ -139,7 +142,6 @@ func (f *FS) adoptRoot(fd int) error {
 	f.root.lookups = 1 // the kernel never forgets it
 	f.root.fd = &pathFD{fd: fd, users: 1}
 	f.nodes[Root], f.idents[f.root.ident] = f.root, f.root
-	f.handlesWork = decodesHandles(fd)
 	return nil
 }
 

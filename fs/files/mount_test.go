@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -44,8 +45,8 @@ func (t top) GetAttr(c <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) f
 // kernel is passthrough by the stock server, which exists only after the FS; it counts what is registered.
 type kernel struct {
 	server *fuse.Server
-	fail   unix.Errno
-	counts chan [2]int // registered so far, unregistered so far
+	fail   atomic.Int32 // an errno to fail with
+	counts chan [2]int  // registered so far, unregistered so far
 }
 
 func newKernel() *kernel {
@@ -67,9 +68,9 @@ func (k *kernel) now() [2]int {
 }
 
 func (k *kernel) Register(fd int) (int32, error) {
-	if k.fail != 0 {
+	if errno := k.fail.Load(); errno != 0 {
 		k.count(0)
-		return 0, k.fail
+		return 0, syscall.Errno(errno)
 	}
 	id, errno := k.server.RegisterBackingFd(&fuse.BackingMap{Fd: int32(fd)})
 	if errno != 0 {
@@ -123,11 +124,16 @@ func mount(t *testing.T, change ...func(*Config)) *mounted {
 func (m *mounted) serve(t *testing.T, dir string) {
 	t.Helper()
 	require.NoError(t, os.Mkdir(dir, 0o755))
+	theGuard.say("mounted " + dir)
+	extra := uint64(fuse.CAP_HANDLE_KILLPRIV_V2)
+	if m.kernel != nil {
+		extra |= fuse.CAP_ATOMIC_O_TRUNC // without it O_TRUNC comes as SETATTR: the cached mounts test that
+	}
 	server, err := fuse.NewServer(top{m.fs}, dir, &fuse.MountOptions{
 		AllowOther: true, DirectMountStrict: true, Name: "lockfs-test",
 		DirectMountFlags:     unix.MS_NODEV, // suid counts here
 		Options:              []string{"default_permissions"},
-		ExtraCapabilities:    fuse.CAP_HANDLE_KILLPRIV_V2,
+		ExtraCapabilities:    extra,
 		DisabledCapabilities: fuse.CAP_ALLOW_IDMAP,
 		Logger:               log.New(io.Discard, "", 0),
 	})
@@ -141,6 +147,7 @@ func (m *mounted) serve(t *testing.T, dir string) {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 			t.Errorf("unmounting %s: %v", dir, err)
 		}
+		theGuard.say("unmounted " + dir)
 		select {
 		case <-served:
 			m.fs.Close()
@@ -193,7 +200,7 @@ func (p person) acts(t *testing.T, lines ...string) []string {
 	t.Helper()
 	exe, err := os.Executable()
 	require.NoError(t, err)
-	// The binary lies in a directory of root's; a copy is where everyone may read.
+	// The binary may lie where only root can go, so it is handed over open.
 	cmd := exec.Command("/proc/self/fd/3")
 	f, err := os.Open(exe)
 	require.NoError(t, err)
@@ -212,16 +219,6 @@ func (p person) acts(t *testing.T, lines ...string) []string {
 	out, err := cmd.Output()
 	require.NoError(t, err, stderr.String())
 	return strings.Split(strings.TrimRight(string(out), "\n"), "\n")
-}
-
-func TestMain(m *testing.M) {
-	if script := os.Getenv(scriptEnv); script != "" {
-		for line := range strings.SplitSeq(script, "\n") {
-			fmt.Println(result(act(strings.Fields(line))))
-		}
-		return
-	}
-	os.Exit(m.Run())
 }
 
 func result(err error) string {

@@ -63,11 +63,11 @@ func TestCachedInodeStaysCached(t *testing.T) {
 	m := mount(t, withPassthrough)
 	p := m.write(t, "f", "text")
 	eventually(t, "closed", func() bool { return m.fs.NumHandles() == 0 })
-	m.kernel.fail = unix.ENOMEM // this once
+	m.kernel.fail.Store(int32(unix.ENOMEM)) // this once
 	a, err := os.OpenFile(p, os.O_RDWR, 0)
 	require.NoError(t, err)
 	before := m.kernel.now()
-	m.kernel.fail = 0
+	m.kernel.fail.Store(0)
 	b, err := os.OpenFile(p, os.O_RDWR, 0)
 	require.NoError(t, err)
 	require.Equal(t, before, m.kernel.now(), "the second open must not try")
@@ -88,7 +88,7 @@ func TestCachedInodeStaysCached(t *testing.T) {
 
 func TestPassthroughRefusedForGood(t *testing.T) {
 	k := newKernel()
-	k.fail = unix.EPERM
+	k.fail.Store(int32(unix.EPERM))
 	m := mount(t, func(c *Config) { c.Passthrough = k })
 	for i := range 5 {
 		m.write(t, fmt.Sprint(i), "x")

@@ -37,11 +37,11 @@ func (f *FS) remove(parent uint64, name string, flags int) fuse.Status {
 }
 
 // keep holds the file with a name that is about to go, so that the kernel can still use its node: a working
-// directory, or an O_PATH descriptor, of which we are told nothing. A file with an open handle needs none.
+// directory, or an O_PATH descriptor, of which we are told nothing.
 func (f *FS) keep(dir *node, name string) (done func()) {
 	f.mu.Lock()
 	n := f.names[nameKey{dir.id, name}]
-	need := n != nil && len(n.handles) == 0 && n.fd == nil
+	need := n != nil && n.fd == nil
 	f.mu.Unlock()
 	if !need {
 		return func() {}

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -91,10 +93,7 @@ func ourFDs(t *testing.T) int {
 func TestMoreNodesThanDescriptors(t *testing.T) {
 	for _, way := range []string{"handles", "names"} {
 		t.Run(way, func(t *testing.T) {
-			m := mount(t, func(c *Config) { c.MaxFDs = 16 })
-			if way == "names" {
-				m.fs.handlesWork = false
-			}
+			m := mount(t, func(c *Config) { c.MaxFDs, c.noHandles = 16, way == "names" })
 			buildTree(t, m.backing, 60, 50)
 			before := ourFDs(t)
 			for range 2 {
@@ -119,7 +118,7 @@ func TestMoreNodesThanDescriptors(t *testing.T) {
 			}
 			eventually(t, "closed", func() bool { return ourFDs(t) <= before+16+10 })
 			require.Greater(t, m.fs.NumNodes(), 1000)
-			require.LessOrEqual(t, m.fs.lru.len, 16)
+			checkTables(t, m.fs)
 			require.NoError(t, os.Rename(m.path("0"), m.path("moved")))
 			require.NoError(t, filepath.WalkDir(m.path("moved"), func(p string, d fs.DirEntry, err error) error {
 				if err == nil && !d.IsDir() {
@@ -131,6 +130,22 @@ func TestMoreNodesThanDescriptors(t *testing.T) {
 			checkTables(t, m.fs)
 		})
 	}
+}
+
+// The descriptors of all processes together are limited; a large tree must not need one each.
+func TestFindInALargeTree(t *testing.T) {
+	if testing.Short() {
+		t.Skip("makes 50,000 files")
+	}
+	m := mount(t, func(c *Config) { c.MaxFDs = 100 })
+	buildTree(t, m.backing, 100, 500)
+	before := ourFDs(t)
+	start := time.Now()
+	out, err := exec.Command("find", m.dir, "-type", "f", "-size", "1c").Output()
+	require.NoError(t, err)
+	require.Equal(t, 50_000, strings.Count(string(out), "\n"))
+	require.LessOrEqual(t, ourFDs(t), before+100+20)
+	t.Logf("found with %d nodes known, in %v", m.fs.NumNodes(), time.Since(start))
 }
 
 // checkTables says what must hold between the tables whenever no request runs.
@@ -160,6 +175,7 @@ func checkTables(t *testing.T, f *FS) {
 	}
 	require.Len(t, f.idents, len(f.nodes))
 	require.Equal(t, cached, f.lru.len)
+	require.LessOrEqual(t, cached, f.maxFDs)
 }
 
 func TestEverythingIsForgotten(t *testing.T) {
@@ -171,13 +187,14 @@ func TestEverythingIsForgotten(t *testing.T) {
 	}
 	checkTables(t, m.fs)
 	require.NoError(t, os.RemoveAll(m.path("1")))
-	// drop_caches would touch the whole machine; a remount of nothing but this superblock does it as well.
 	for _, e := range mustReadDir(t, m.dir) {
 		require.NoError(t, os.RemoveAll(m.path(e.Name())))
 	}
 	eventually(t, "only the root is left", func() bool { return m.fs.NumNodes() == 1 })
+	checkTables(t, m.fs)
+	m.fs.mu.Lock()
+	defer m.fs.mu.Unlock()
 	require.Empty(t, m.fs.names)
-	require.Zero(t, m.fs.root.children)
 }
 
 func mustReadDir(t *testing.T, dir string) []os.DirEntry {
@@ -212,10 +229,9 @@ func TestNoEscapeBySwappedLink(t *testing.T) {
 	require.NoError(t, os.WriteFile(dir+"/d/f", []byte("inside"), 0o644))
 	require.NoError(t, os.WriteFile(outside+"/f", []byte("outside"), 0o644))
 	require.NoError(t, os.Symlink(outside, dir+"/link"))
-	f, err := New(Config{Dir: dir, MaxFDs: 1})
+	f, err := New(Config{Dir: dir, MaxFDs: 1, noHandles: true}) // so that nodes are found again by name
 	require.NoError(t, err)
 	defer f.Close()
-	f.handlesWork = false // so that nodes are found again by name
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -269,8 +285,7 @@ func readByRequests(f *FS, names ...string) (string, fuse.Status) {
 
 // Changes behind the mount's back end in ESTALE or ENOENT, never in another file.
 func TestFileReplacedBehindTheMount(t *testing.T) {
-	m := mount(t, func(c *Config) { c.MaxFDs = 1 })
-	m.fs.handlesWork = false
+	m := mount(t, func(c *Config) { c.MaxFDs, c.noHandles = 1, true })
 	m.write(t, "f", "first")
 	fd, err := unix.Open(m.path("f"), unix.O_PATH, 0)
 	require.NoError(t, err)

@@ -139,9 +139,11 @@ func TestSuidRefusedWhileAStrangerWritesPastUs(t *testing.T) {
 	require.NoError(t, unix.Chmod(p, 0o777))
 	f, err := os.OpenFile(p, os.O_WRONLY, 0)
 	require.NoError(t, err)
-	h := m.fs.anyHandle(m.fs.names[nameKey{Root, "f"}])
-	h.uid = alice.uid // as if she had opened it
-	m.fs.drop(h)
+	m.fs.mu.Lock()
+	for h := range m.fs.names[nameKey{Root, "f"}].handles {
+		h.uid = alice.uid // as if she had opened it
+	}
+	m.fs.mu.Unlock()
 	require.Equal(t, unix.ETXTBSY, unix.Chmod(p, 0o4755))
 	require.NoError(t, unix.Chmod(p, 0o755))
 	f.Close()
