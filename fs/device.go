@@ -35,7 +35,8 @@ const (
 	sizeofInHeader  = 40
 	sizeofOutHeader = 16
 
-	notifyPoll = 1
+	notifyPoll  = 1 // FUSE_NOTIFY_POLL
+	notifyStore = 4 // FUSE_NOTIFY_STORE
 
 	pollScheduleNotify = 1 // FUSE_POLL_SCHEDULE_NOTIFY
 
@@ -103,6 +104,27 @@ func (d device) notifyPoll(kh uint64) {
 	var b [sizeofOutHeader + 8]byte
 	putOutHeader(b[:], len(b), notifyPoll, 0)
 	binary.NativeEndian.PutUint64(b[sizeofOutHeader:], kh)
+	d.write(b[:])
+}
+
+// apparentSize is more than any synthetic file's text.
+const apparentSize = 1 << 30
+
+// notifySize makes the kernel believe that a file has apparentSize bytes until
+// it asks for its attributes again. stat(2) does ask, and is told 0 as in
+// sysfs; but sendfile(2) and splice(2) into a pipe, by which busybox's cat
+// reads, go by what the kernel believes and would find nothing to read
+// (mm/filemap.c, filemap_splice_read). They learn the real size from the first
+// short read.
+//
+// It stores one byte at the end, in a page that no read can have locked, so
+// this does not wait for anything.
+func (d device) notifySize(node uint64) {
+	var b [sizeofOutHeader + 24 + 1]byte // and struct fuse_notify_store_out
+	putOutHeader(b[:], len(b), notifyStore, 0)
+	binary.NativeEndian.PutUint64(b[16:], node)
+	binary.NativeEndian.PutUint64(b[24:], apparentSize-1)
+	binary.NativeEndian.PutUint32(b[32:], 1)
 	d.write(b[:])
 }
 

@@ -18,21 +18,30 @@ type handle struct {
 //
 // Concurrency: safe for use from any goroutine.
 type handles struct {
-	mu   sync.Mutex
-	last uint64
-	m    map[uint64]*handle
+	mu     sync.Mutex
+	last   uint64
+	m      map[uint64]*handle
+	onNode map[uint64]int // how many are open, by node number
 }
 
 func (t *handles) add(h *handle) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.m == nil {
-		t.m = map[uint64]*handle{}
+		t.m, t.onNode = map[uint64]*handle{}, map[uint64]int{}
 	}
 	t.last++
 	fh := synthetic | t.last
 	t.m[fh] = h
+	t.onNode[h.node.id]++
 	return fh
+}
+
+// isOpen reports whether a node is open.
+func (t *handles) isOpen(id uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.onNode[id] > 0
 }
 
 func (t *handles) get(fh uint64) *handle {
@@ -46,7 +55,13 @@ func (t *handles) remove(fh uint64) *handle {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	h := t.m[fh]
+	if h == nil {
+		return nil
+	}
 	delete(t.m, fh)
+	if t.onNode[h.node.id]--; t.onNode[h.node.id] == 0 {
+		delete(t.onNode, h.node.id)
+	}
 	return h
 }
 

@@ -128,6 +128,9 @@ func (s *Server) fillAttr(n node, out *fuse.Attr) error {
 		out.Nlink = 2
 	}
 	when := s.started.Wall
+	if n.row.once {
+		out.Size = apparentSize
+	}
 	switch {
 	case n.row == viewRow:
 		out.Mode = dir | s.cfg.ViewMode
@@ -135,6 +138,12 @@ func (s *Server) fillAttr(n node, out *fuse.Attr) error {
 		out.Nlink += uint32(s.engine.Stats().Held[lockengine.Named])
 	case n.token != 0:
 		l, err := s.lockOf(n)
+		if err != nil && s.handles.isOpen(n.id) {
+			// As of any open file that was removed: fstat(2) of a wait that
+			// is over must not fail.
+			out.Nlink = 0
+			break
+		}
 		if err != nil {
 			return err
 		}

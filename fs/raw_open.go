@@ -23,21 +23,18 @@ func (r *raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 		return statusOf(err)
 	}
 	out.Fh = r.s.handles.add(h)
-	out.OpenFlags = openFlags(in.Flags)
-	if h.stream != nil {
-		out.OpenFlags |= fuse.FOPEN_STREAM
+	out.OpenFlags = fuse.FOPEN_DIRECT_IO
+	switch {
+	case h.stream == nil:
+		r.s.dev.notifySize(n.id)
+	case n.row.once:
+		// Without KEEP_CACHE an open would wait for the page that another
+		// process's sendfile(2) waits for.
+		out.OpenFlags |= fuse.FOPEN_STREAM | fuse.FOPEN_NONSEEKABLE | fuse.FOPEN_KEEP_CACHE
+	default:
+		out.OpenFlags |= fuse.FOPEN_STREAM | fuse.FOPEN_NONSEEKABLE
 	}
 	return fuse.OK
-}
-
-// openFlags are how the kernel treats an open synthetic file. sendfile(2) stops
-// at the size, which is 0, unless the file cannot be sought: then busybox's
-// cat and others that use it read(2) instead.
-func openFlags(flags uint32) uint32 {
-	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
-		return fuse.FOPEN_DIRECT_IO
-	}
-	return fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NONSEEKABLE
 }
 
 // open renders a synthetic file, from one state of the engine.

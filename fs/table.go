@@ -27,6 +27,9 @@ type row struct {
 	list func(s *Server, n node, after uint64, add func(name string, n node, cookie uint64) bool)
 	// stream makes what reads of an open file wait for.
 	stream func(*Server, node) (*stream, error)
+	// once is set for a stream that says one thing, the same to everybody, and
+	// ends. The kernel may cache it, which lets sendfile(2) wait for it.
+	once bool
 	// take is set for the files whose open waits for a lock.
 	take bool
 
@@ -120,7 +123,7 @@ func init() {
 		noteRow,
 		{name: "status", mode: file | 0o444, lockText: renderStatus},
 		{name: "json", mode: file | 0o444, lockText: renderLockJSON},
-		{name: "wait", mode: file | 0o444, stream: newWaitStream, unlisted: true},
+		{name: "wait", mode: file | 0o444, stream: newWaitStream, once: true, unlisted: true},
 		durationRow,
 	}
 	lockTable = append([]*row{lockRow}, lockRow.children...)

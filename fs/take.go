@@ -92,7 +92,8 @@ func (s *Server) openTaken(n node, unique uint64, flags uint32, req lockengine.R
 	t := &taking{name: req.Name, token: g.Token, hold: req.Timeout == 0}
 	fh := s.handles.add(&handle{node: n, flags: flags, taking: t,
 		data: append(strconv.AppendUint(nil, g.Token, 10), '\n')})
-	out := fuse.OpenOut{Fh: fh, OpenFlags: openFlags(flags)}
+	out := fuse.OpenOut{Fh: fh, OpenFlags: fuse.FOPEN_DIRECT_IO}
+	s.dev.notifySize(n.id)
 	if s.dev.reply(unique, unsafe.Slice((*byte)(unsafe.Pointer(&out)), unsafe.Sizeof(out))) {
 		return true
 	}

@@ -61,7 +61,7 @@ func newMount() *cobra.Command {
 
 // settings are mountFlags, checked.
 type settings struct {
-	dir, files                 string
+	dir, state, files          string
 	defaultTimeout, maxTimeout time.Duration
 	viewMode                   uint32
 	allowOther                 bool
@@ -95,7 +95,7 @@ func (f mountFlags) check() (settings, error) {
 	if s.dir, err = filepath.Abs(f.dir); err != nil {
 		return s, fail(exitUsage, "%s: %v", f.dir, err)
 	}
-	s.files, err = f.backing(s.dir)
+	s.state, s.files, err = f.backing(s.dir)
 	return s, err
 }
 
@@ -115,35 +115,36 @@ func atMost(max time.Duration) string {
 	return fmt.Sprintf(" and at most %v", max)
 }
 
-// backing makes the directory behind files/ if it is the default one.
-func (f mountFlags) backing(dir string) (string, error) {
-	if f.files != "" {
-		return filepath.Abs(f.files)
-	}
-	state := f.state
+// backing makes the state directory, and the one behind files/ if that is the
+// default one.
+func (f mountFlags) backing(dir string) (state, files string, err error) {
+	state = f.state
 	if state == "" {
 		base, err := stateHome()
 		if err != nil {
-			return "", fail(exitUsage, "no place for state: %v; say where with --state", err)
+			return "", "", fail(exitUsage, "no place for state: %v; say where with --state", err)
 		}
 		state = filepath.Join(base, stateName(dir))
 	}
-	state, err := filepath.Abs(state)
-	if err != nil {
-		return "", fail(exitUsage, "--state %s: %v", state, err)
+	if state, err = filepath.Abs(state); err != nil {
+		return "", "", fail(exitUsage, "--state %s: %v", state, err)
 	}
 	if err := os.MkdirAll(state, 0o755); err != nil {
-		return "", fail(exitUnreachable, "--state: %v", err)
+		return "", "", fail(exitUnreachable, "--state: %v", err)
 	}
-	files := filepath.Join(state, "files")
+	if f.files != "" {
+		files, err = filepath.Abs(f.files)
+		return state, files, err
+	}
+	files = filepath.Join(state, "files")
 	err = os.Mkdir(files, 0o755)
 	if err == nil && os.Geteuid() == 0 {
 		err = os.Chmod(files, 0o1777) // anybody's to use, as /tmp
 	}
 	if err != nil && !errors.Is(err, os.ErrExist) {
-		return "", fail(exitUnreachable, "--state: %v", err)
+		return "", "", fail(exitUnreachable, "--state: %v", err)
 	}
-	return files, nil
+	return state, files, nil
 }
 
 func stateHome() (string, error) {
@@ -172,6 +173,11 @@ func mount(f mountFlags) error {
 	if err := checkMountPoint(s.dir, s.files); err != nil {
 		return err
 	}
+	unlock, err := lockState(s.state, s.files)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	raiseFileLimit()
 	fd, err := fs.Mount(s.dir, fs.MountOptions{AllowOther: s.allowOther, Options: s.options})
 	if err != nil {

@@ -1,0 +1,65 @@
+# make run     builds lockfs and mounts it at ./locks, until Ctrl-C
+# make test    installs what the tests need where it can, then runs them all
+# make build   the static binary: ./bin/lockfs
+# make lint    gofmt, go vet, staticcheck
+# make clean
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# What the integration tests run: each program, and the Debian package it is in.
+PROGRAMS := flock:util-linux unshare:util-linux setpriv:util-linux perl:perl python3:python3 sqlite3:sqlite3 \
+	git:git stress-ng:stress-ng fusermount3:fuse3 gcc:gcc find:findutils diff:diffutils tar:tar
+PERL_MODULES := File/FcntlLock.pm:libfile-fcntllock-perl
+
+.PHONY: all build run test deps lint clean
+
+all: build
+
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/lockfs ./cmd/lockfs
+
+run: build
+	@mkdir -p locks 2>/dev/null || true # fails on a dead mount, which is replaced
+	@printf '%s\n' 'Mounting lockfs at ./locks until Ctrl-C. In another shell, try:' \
+		'    cat   locks/README' \
+		'    mkdir locks/tlock/backup+5m       # take the lock "backup" for five minutes' \
+		'    cat   locks/tlock/backup/status   # who holds it, and for how long' \
+		'    rmdir locks/tlock/backup          # release it' \
+		'    flock locks/files/x sleep 60 &    # locks of any program...' \
+		'    cat   locks/view/locks            # ... can be looked at'
+	@exec bin/lockfs mount --state .locks-state locks
+
+test: deps
+	go vet ./...
+	go test -race ./lockengine/... ./fs/... ./cmd/...
+	go test -race -count=1 -timeout 20m ./integration/...
+
+# Installs what is missing, where that is possible; else says what to install.
+deps:
+	@missing=; \
+	for p in $(PROGRAMS); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${p%%:*}" >/dev/null || missing="$$missing $${p#*:}"; \
+	done; \
+	for m in $(PERL_MODULES); do \
+		/usr/bin/perl -e "require '$${m%%:*}'" 2>/dev/null || missing="$$missing $${m#*:}"; \
+	done; \
+	missing=$$(printf '%s\n' $$missing | sort -u | tr '\n' ' '); \
+	if test -z "$${missing% }"; then :; \
+	elif test "$$(id -u)" -eq 0 && command -v apt-get >/dev/null; then \
+		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
+	else \
+		echo "The tests need these Debian packages: $$missing" >&2; \
+		echo "Install them: sudo apt-get install -y --no-install-recommends $$missing" >&2; \
+		exit 1; \
+	fi
+	@test -e /dev/fuse || { modprobe fuse 2>/dev/null; test -e /dev/fuse; } || \
+		{ echo "The tests mount FUSE filesystems, but there is no /dev/fuse: modprobe fuse, or give the container --device /dev/fuse --cap-add SYS_ADMIN" >&2; exit 1; }
+
+lint:
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted, run gofmt -w:" $$unformatted; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+clean:
+	rm -rf bin
