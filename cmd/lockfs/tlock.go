@@ -68,6 +68,9 @@ tlock_patience, tlock_owner, tlock_conf), which beats /etc/tlock.conf.
 		if err != nil {
 			return err
 		}
+		if most := fs.MaxName - len(conf.marker+"_."); len(args) > 1 && len(args[1]) > most {
+			return fail(exitUsage, "tlock: label of %d bytes is too long: at most %d with this marker", len(args[1]), most)
+		}
 		t := tlock{conf, cmd.OutOrStdout()}
 		return t.run(args[0], args[1:])
 	}

@@ -70,10 +70,10 @@ var markerPattern = regexp.MustCompile(`^[a-zA-Z]([a-zA-Z0-9_-]*[a-zA-Z0-9])?$`)
 
 func checkTlockConf(dir, marker, owner, patience string) (tlockConf, error) {
 	c := tlockConf{dir: dir, marker: marker}
-	if !markerPattern.MatchString(marker) {
-		return c, fail(exitUsage, "tlock: marker %q is not allowed: use letters, digits, minus and underscore, beginning with a letter and ending with a letter or digit", marker)
+	err := checkMarker(marker)
+	if err != nil {
+		return c, fail(exitUsage, "tlock: %v", err)
 	}
-	var err error
 	if c.patience, err = parsePatience(patience); err != nil {
 		return c, fail(exitUsage, "tlock: %v", err)
 	}
@@ -89,6 +89,26 @@ func checkTlockConf(dir, marker, owner, patience string) (tlockConf, error) {
 		return c, fail(exitUnreachable, "tlock: lock directory %q is not there", dir)
 	}
 	return c, nil
+}
+
+func checkMarker(marker string) error {
+	if !markerPattern.MatchString(marker) {
+		return fmt.Errorf("marker %q is not allowed: use letters, digits, minus and underscore, beginning with a letter and ending with a letter or digit", marker)
+	}
+	return nil
+}
+
+// checkTlockValue says what is wrong with the value of a directive.
+func checkTlockValue(key, value string) (err error) {
+	switch key {
+	case "marker":
+		err = checkMarker(value)
+	case "patience":
+		_, err = parsePatience(value)
+	case "owner":
+		_, err = parseOwner(value)
+	}
+	return err
 }
 
 var patiencePattern = regexp.MustCompile(`^[0-9]+(\.[0-9]+)?$`)
@@ -154,6 +174,9 @@ func parseTlockConf(text string) (map[string]string, error) {
 		}
 		if value = strings.TrimSpace(value); value == "" {
 			return nil, fmt.Errorf("line %d: directive %s has no value", i+2, key)
+		}
+		if err := checkTlockValue(key, value); err != nil {
+			return nil, fmt.Errorf("line %d: %w", i+2, err)
 		}
 		if conf[key] == "" {
 			conf[key] = value
