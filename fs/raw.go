@@ -74,6 +74,19 @@ func (r *raw) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out 
 	return statusOf(r.s.fillEntry(n, out))
 }
 
+// static nodes are always there.
+func (n node) static() bool { return n.token == 0 && n.id&dynamic == 0 }
+
+// attrTimeout is how long the kernel may believe a node's attributes: those of
+// the fixed directories never change, and it asks for them to check every path
+// through them. Not so the root's, by which a dead mount shows in stat(2).
+func (n node) attrTimeout() time.Duration {
+	if n.static() && n.row.isDir() && n.row != rootRow {
+		return staticTimeout
+	}
+	return 0
+}
+
 // lookup finds an entry of a synthetic directory.
 func (s *Server) lookup(dir node, name string, c caller) (node, error) {
 	if c := dir.row.child(name); c != nil {
@@ -116,8 +129,9 @@ func (s *Server) fillEntry(n node, out *fuse.EntryOut) error {
 		return nil
 	}
 	out.NodeId = n.id
-	if n.token == 0 && n.id&dynamic == 0 {
+	if n.static() {
 		out.SetEntryTimeout(staticTimeout)
+		out.SetAttrTimeout(n.attrTimeout())
 	}
 	return s.fillAttr(n, &out.Attr)
 }
@@ -135,7 +149,7 @@ func (s *Server) fillAttr(n node, out *fuse.Attr) error {
 	case n.row == viewRow:
 		out.Mode = dir | s.cfg.ViewMode
 	case n.row == tlockRow:
-		out.Nlink += uint32(s.engine.Stats().Held[lockengine.Named])
+		out.Nlink = 1 // as where subdirectories are not counted
 	case n.token != 0:
 		l, err := s.lockOf(n)
 		if err != nil && s.handles.isOpen(n.id) {
@@ -177,6 +191,7 @@ func (r *raw) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.Attr
 	if !ok {
 		return fuse.Status(syscall.ESTALE)
 	}
+	out.SetTimeout(n.attrTimeout())
 	return statusOf(r.s.fillAttr(n, &out.Attr))
 }
 

@@ -13,15 +13,37 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"golang.org/x/sys/unix"
+
 	"lockfs/lockengine"
 )
 
 // maxCommand bounds a command line as it is shown, in bytes.
 const maxCommand = 200
 
+// procMax is as much of a file of /proc as is ever looked at, in bytes.
+const procMax = 4096
+
+// readProc reads a file of /proc/PID. It calls the kernel directly: os.ReadFile
+// would ask for polling and sizes, at twice the cost, for each lock taken.
+func readProc(pid int32, name string) ([]byte, error) {
+	fd, err := unix.Open("/proc/"+strconv.Itoa(int(pid))+"/"+name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	b := make([]byte, procMax)
+	for {
+		n, err := unix.Read(fd, b)
+		if err != unix.EINTR {
+			return b[:max(n, 0)], err
+		}
+	}
+}
+
 // procField returns the value of a `Name:\tvalue` line of /proc/PID/status.
 func procField(pid int32, name string) string {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	b, err := readProc(pid, "status")
 	if err != nil {
 		return ""
 	}
@@ -42,7 +64,7 @@ func processOf(tid int32) int32 {
 
 // commandName is the kernel's short name of a process, as ps -o comm shows it.
 func commandName(pid int32) string {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	b, err := readProc(pid, "comm")
 	if err != nil || pid == 0 {
 		return ""
 	}
@@ -72,7 +94,7 @@ func commandLine(pid int32) string {
 }
 
 func readCommandLine(pid int32) string {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	b, err := readProc(pid, "cmdline")
 	b = bytes.TrimRight(b, "\x00")
 	if err != nil || len(b) == 0 {
 		return commandName(pid)
@@ -125,7 +147,7 @@ type processStat struct {
 // statOf reads it. ok is false when the thread is gone, or dead and not yet
 // waited for.
 func statOf(tid int32) (st processStat, ok bool) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(int(tid)) + "/stat")
+	b, err := readProc(tid, "stat")
 	// The command, field 2, may hold blanks and parentheses.
 	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
 	if err != nil || tid == 0 || open < 0 || end < open {
@@ -209,10 +231,10 @@ func describe(pid int32) string {
 		add("ppid", strconv.FormatInt(parent, 10))
 		add("pcommand", commandLine(int32(parent)))
 	}
-	if uid, err := os.ReadFile(fmt.Sprintf("/proc/%d/loginuid", pid)); err == nil && string(uid) != "4294967295" {
+	if uid, err := readProc(pid, "loginuid"); err == nil && string(uid) != "4294967295" {
 		add("loginuid", strings.TrimSpace(string(uid)))
 	}
-	cgroup, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	cgroup, _ := readProc(pid, "cgroup")
 	add("unit", unitOf(string(cgroup)))
 	add("container", containerOf(string(cgroup)))
 	host, _ := os.Hostname()
@@ -266,7 +288,7 @@ func userName(uid uint32) string {
 // the wire: a thread that waits in fcntl(2) shows the command it called with
 // (proc_pid_syscall(5)). It is the engine's Config.Classify.
 func Classify(_ lockengine.Owner, who lockengine.Who) lockengine.OwnerKind {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", who.TID))
+	b, err := readProc(who.TID, "syscall")
 	f := strings.Fields(string(b))
 	if err != nil || len(f) < 3 {
 		return lockengine.KindUnknown

@@ -259,9 +259,19 @@ func (s *clientState) open(args []string) error {
 		flags = map[string]int{"r": unix.O_RDONLY, "w": unix.O_WRONLY}[args[1]]
 	}
 	path, _, _ := strings.Cut(args[0], ":")
-	fd, err := unix.Open(path, flags, 0o666)
+	fd, err := openAgain(path, flags)
 	s.remember(args[0], fd)
 	return err
+}
+
+// openAgain is open(2), begun again when a signal interrupts it, for the same reason.
+func openAgain(path string, flags int) (fd int, err error) {
+	for {
+		fd, err = unix.Open(path, flags, 0o666)
+		if !errors.Is(err, unix.EINTR) {
+			return fd, err
+		}
+	}
 }
 
 func (s *clientState) exec(tag string) error {

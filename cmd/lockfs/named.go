@@ -37,9 +37,13 @@ func checkToken(token string) error {
 func checkTimeout(s string) (time.Duration, error) {
 	d, err := fs.ParseDuration(s, 0)
 	if err != nil {
-		return 0, fail(exitUsage, "timeout %q is not a duration greater than zero: write seconds, or 90s, 5m, 1h30m, 1d", s)
+		return 0, badTimeout(s)
 	}
 	return d, nil
+}
+
+func badTimeout(s string) error {
+	return fail(exitUsage, "timeout %q is not a duration greater than zero: write seconds, or 90s, 5m, 1h30m, 1d", s)
 }
 
 // checkWait reads the seconds, or DURATION, of --wait and -w; 0 is not to wait.
@@ -131,8 +135,8 @@ func newRenew() *cobra.Command {
 			if err := checkNameToken(name, token); err != nil {
 				return err
 			}
-			if _, err := checkTimeout(strings.TrimPrefix(timeout, "+")); err != nil {
-				return err
+			if _, err := fs.ParseDuration(strings.TrimPrefix(timeout, "+"), 0); err != nil {
+				return badTimeout(timeout)
 			}
 			return renew(mount, name, token, timeout)
 		})
