@@ -1,6 +1,7 @@
 # make run     builds lockfs and mounts it at ./locks, until Ctrl-C
 # make test    installs what the tests need where it can, then runs them all
 # make build   the static binary: ./bin/lockfs
+# make soak    100,000 takes by 16 processes
 # make lint    gofmt, go vet, staticcheck
 # make clean
 
@@ -9,10 +10,10 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # What the integration tests run: each program, and the Debian package it is in.
 PROGRAMS := flock:util-linux unshare:util-linux setpriv:util-linux perl:perl python3:python3 sqlite3:sqlite3 \
-	git:git stress-ng:stress-ng fusermount3:fuse3 gcc:gcc find:findutils diff:diffutils tar:tar
+	git:git busybox:busybox-static dash:dash timeout:coreutils stress-ng:stress-ng fusermount3:fuse3 gcc:gcc find:findutils diff:diffutils tar:tar
 PERL_MODULES := File/FcntlLock.pm:libfile-fcntllock-perl
 
-.PHONY: all build run test deps lint clean
+.PHONY: all build run test deps soak lint clean
 
 all: build
 
@@ -55,6 +56,10 @@ deps:
 	fi
 	@test -e /dev/fuse || { modprobe fuse 2>/dev/null; test -e /dev/fuse; } || \
 		{ echo "The tests mount FUSE filesystems, but there is no /dev/fuse: modprobe fuse, or give the container --device /dev/fuse --cap-add SYS_ADMIN" >&2; exit 1; }
+
+# The figures that take too long for every run.
+soak: deps
+	LOCKFS_LONG=1 go test -count=1 -timeout 20m -run TestTokensGrow ./integration/
 
 lint:
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted, run gofmt -w:" $$unformatted; exit 1; }

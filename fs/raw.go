@@ -210,10 +210,17 @@ func (r *raw) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	if !ok {
 		return fuse.Status(syscall.ESTALE)
 	}
+	if err := r.s.fillAttr(n, &out.Attr); err != nil {
+		return statusOf(err)
+	}
+	before := out.Attr
 	if err := r.s.setAttr(n, in); err != nil {
 		return statusOf(err)
 	}
-	return statusOf(r.s.fillAttr(n, &out.Attr))
+	if r.s.fillAttr(n, &out.Attr) != nil {
+		out.Attr = before // a time in the past has ended the lock
+	}
+	return fuse.OK
 }
 
 // setAttr takes what does no harm (the truncation of an open for writing,

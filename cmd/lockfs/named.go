@@ -118,6 +118,9 @@ func newTake() *cobra.Command {
 				spec += ",wait=" + wait
 			}
 			token, err := os.ReadFile(filepath.Join(mount, "take", spec))
+			if errors.Is(err, os.ErrNotExist) {
+				return fail(exitUsage, "timeout %q is over what the mount allows (lockfs mount --max-timeout)", args[1])
+			}
 			if err != nil {
 				return refusal("take "+args[0], err)
 			}
