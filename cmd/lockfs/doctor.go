@@ -16,7 +16,7 @@ type finding struct {
 	what string
 	bad  bool // mounting here fails because of it
 	note string
-	todo string // empty: ok
+	advice string // empty: ok
 }
 
 func newDoctor() *cobra.Command {
@@ -29,7 +29,7 @@ func newDoctor() *cobra.Command {
 			for _, check := range []func() finding{checkDevice, checkRights, checkHelper, checkKernel,
 				checkPassthrough, checkAllowOther, checkDescriptors} {
 				f := check()
-				bad = bad || f.bad && f.todo != ""
+				bad = bad || f.bad && f.advice != ""
 				fmt.Fprintln(cmd.OutOrStdout(), f)
 			}
 			if bad {
@@ -42,8 +42,8 @@ func newDoctor() *cobra.Command {
 
 func (f finding) String() string {
 	state, text := "ok  ", f.note
-	if f.todo != "" {
-		state, text = "note", f.note+": "+f.todo
+	if f.advice != "" {
+		state, text = "note", f.note+": "+f.advice
 		if f.bad {
 			state = "FAIL"
 		}
@@ -58,11 +58,11 @@ func checkDevice() finding {
 	case err == nil:
 		unix.Close(fd)
 	case errors.Is(err, unix.ENOENT):
-		f.note, f.todo = "is missing", "load the module with `modprobe fuse`; in a container, start it with --device /dev/fuse"
+		f.note, f.advice = "is missing", "load the module with `modprobe fuse`; in a container, start it with --device /dev/fuse"
 	case errors.Is(err, unix.ENODEV):
-		f.note, f.todo = "has no driver", "load the module with `modprobe fuse`"
+		f.note, f.advice = "has no driver", "load the module with `modprobe fuse`"
 	default:
-		f.note, f.todo = err.Error(), "chmod 666 /dev/fuse; in a container, start it with --device /dev/fuse"
+		f.note, f.advice = err.Error(), "chmod 666 /dev/fuse; in a container, start it with --device /dev/fuse"
 	}
 	return f
 }
@@ -82,7 +82,7 @@ func checkRights() finding {
 	case os.Geteuid() != 0:
 		f.note = "ordinary user: mounts through fusermount3"
 	default:
-		f.note, f.todo = "root without CAP_SYS_ADMIN", "start the container with --cap-add SYS_ADMIN, or run under `unshare -Urm`"
+		f.note, f.advice = "root without CAP_SYS_ADMIN", "start the container with --cap-add SYS_ADMIN, or run under `unshare -Urm`"
 	}
 	return f
 }
@@ -95,7 +95,7 @@ func checkHelper() finding {
 	case os.Geteuid() == 0:
 		f.note = "not installed; root does not need it"
 	default:
-		f.note, f.todo = "not installed", "install the package fuse3, or mount as root, or run under `unshare -Urm`"
+		f.note, f.advice = "not installed", "install the package fuse3, or mount as root, or run under `unshare -Urm`"
 	}
 	return f
 }
@@ -114,9 +114,9 @@ func checkKernel() finding {
 	f := finding{what: "kernel", note: release}
 	switch {
 	case major < 5 || major == 5 && minor < 4:
-		f.bad, f.todo = true, "5.4 or newer is needed"
+		f.bad, f.advice = true, "5.4 or newer is needed"
 	case major < 6 || major == 6 && minor < 9:
-		f.todo = "6.9 or newer serves reads and writes of files/ natively and lets requests survive a crash of the daemon; with this one they fail with EIO"
+		f.advice = "6.9 or newer serves reads and writes of files/ natively and lets requests survive a crash of the daemon; with this one they fail with EIO"
 	}
 	return f
 }
@@ -126,9 +126,9 @@ func checkPassthrough() finding {
 	f := finding{what: "passthrough", note: "reads and writes of files/ go straight to the disk"}
 	switch {
 	case major < 6 || major == 6 && minor < 9:
-		f.note, f.todo = "not in this kernel", "files/ is slower, nothing else; it needs 6.9"
+		f.note, f.advice = "not in this kernel", "files/ is slower, nothing else; it needs 6.9"
 	case !inInitialUserNamespace() || !hasSysAdmin():
-		f.note, f.todo = "not allowed", "files/ is slower, nothing else; mount as root of the host for it"
+		f.note, f.advice = "not allowed", "files/ is slower, nothing else; mount as root of the host for it"
 	}
 	return f
 }
@@ -150,7 +150,7 @@ func checkAllowOther() finding {
 			return f
 		}
 	}
-	f.note, f.todo = "only you can use the mount", "put the line user_allow_other into /etc/fuse.conf and mount with --allow-other"
+	f.note, f.advice = "only you can use the mount", "put the line user_allow_other into /etc/fuse.conf and mount with --allow-other"
 	return f
 }
 
@@ -162,7 +162,7 @@ func checkDescriptors() finding {
 	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &r)
 	f := finding{what: "descriptors", note: fmt.Sprintf("%d files of files/ can be open at once, about", r.Max)}
 	if r.Max < manyFiles {
-		f.todo = "raise the hard limit with `ulimit -Hn` or LimitNOFILE= if programs keep more open"
+		f.advice = "raise the hard limit with `ulimit -Hn` or LimitNOFILE= if programs keep more open"
 	}
 	return f
 }

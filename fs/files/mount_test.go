@@ -98,9 +98,7 @@ const deadline = 30 * time.Second
 
 func mount(t *testing.T, change ...func(*Config)) *mounted {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount for other users")
-	}
+	require.Zero(t, os.Geteuid(), "needs root to mount for other users")
 	base, err := os.MkdirTemp("", "lockfs-files-")
 	require.NoError(t, err)
 	t.Cleanup(func() { os.RemoveAll(base) })

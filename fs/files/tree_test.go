@@ -134,9 +134,6 @@ func TestMoreNodesThanDescriptors(t *testing.T) {
 
 // The descriptors of all processes together are limited; a large tree must not need one each.
 func TestFindInALargeTree(t *testing.T) {
-	if testing.Short() {
-		t.Skip("makes 50,000 files")
-	}
 	m := mount(t, func(c *Config) { c.MaxFDs = 100 })
 	buildTree(t, m.backing, 100, 500)
 	before := ourFDs(t)
