@@ -13,9 +13,9 @@ import (
 
 // finding is one line of the doctor: ok, or what to do.
 type finding struct {
-	what string
-	bad  bool // mounting here fails because of it
-	note string
+	what   string
+	bad    bool // mounting here fails because of it
+	note   string
 	advice string // empty: ok
 }
 
