@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"syscall"
 	"unsafe"
 
@@ -110,20 +111,21 @@ func (d device) notifyPoll(kh uint64) {
 // apparentSize is more than any synthetic file's text.
 const apparentSize = 1 << 30
 
-// notifySize makes the kernel believe that a file has apparentSize bytes until
-// it asks for its attributes again. stat(2) does ask, and is told 0 as in
+// notifySize makes the kernel believe that a file has apparentSize bytes, or
+// more, until it asks for its attributes again. stat(2) does ask, and is told 0 as in
 // sysfs; but sendfile(2) and splice(2) into a pipe, by which busybox's cat
 // reads, go by what the kernel believes and would find nothing to read
 // (mm/filemap.c, filemap_splice_read). They learn the real size from the first
 // short read.
 //
-// It stores one byte at the end, in a page that no read can have locked, so
-// this does not wait for anything.
+// It stores one byte at the end. That would wait for a read of the same page,
+// which waits for us: so the end is somewhere else each time, where nobody can
+// aim a read at.
 func (d device) notifySize(node uint64) {
 	var b [sizeofOutHeader + 24 + 1]byte // and struct fuse_notify_store_out
 	putOutHeader(b[:], len(b), notifyStore, 0)
 	binary.NativeEndian.PutUint64(b[16:], node)
-	binary.NativeEndian.PutUint64(b[24:], apparentSize-1)
+	binary.NativeEndian.PutUint64(b[24:], apparentSize+rand.Uint64N(1<<44))
 	binary.NativeEndian.PutUint32(b[32:], 1)
 	d.write(b[:])
 }

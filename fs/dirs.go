@@ -44,7 +44,7 @@ func findLock(s *Server, _ node, name string, c caller) (node, error) {
 			sp = byStart
 		}
 	case bySpan:
-		if l.Timeout != n.timeout || metaValue(l.Meta, "kind") != "mkdir" || processOf(c.tid) != l.Who.PID {
+		if l.Timeout != n.timeout || metaValue(l.Meta, "kind") != "mkdir" || l.Who.PID == 0 || processOf(c.tid) != l.Who.PID {
 			return node{}, syscall.ENOENT
 		}
 	}

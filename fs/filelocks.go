@@ -91,8 +91,8 @@ func (s *Server) setlk(in *fuse.LkIn, wait bool) {
 // it was not interrupted.
 func (s *Server) wait(unique uint64, req lockengine.Request, done func(lockengine.Grant, error) bool) {
 	var id atomic.Uint64
-	s.parking.add(unique, func() bool {
-		return s.engine.Cancel(lockengine.WaiterID(id.Load()), true)
+	s.parking.add(unique, func(keepPlace bool) bool {
+		return s.engine.Cancel(lockengine.WaiterID(id.Load()), keepPlace)
 	})
 	answer := func(g lockengine.Grant, err error) {
 		if s.parking.take(unique) {

@@ -200,7 +200,7 @@ func Mounts() ([]MountInfo, error) {
 	for line := range strings.Lines(string(b)) {
 		before, after, ok := strings.Cut(line, " - ")
 		f := strings.Fields(before)
-		if !ok || len(f) < 5 || !strings.HasPrefix(after, "fuse.lockfs ") {
+		if !ok || len(f) < 5 || f[3] != "/" || !strings.HasPrefix(after, "fuse.lockfs ") {
 			continue
 		}
 		m := MountInfo{Dir: unescapeMount(f[4])}

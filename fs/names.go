@@ -38,7 +38,8 @@ func nameUID(name string) (uid uint32, reserved bool) {
 	if !ok || !dot {
 		return 0, false
 	}
-	n, err := strconv.ParseUint(digits, 10, 32)
+	// The master lock of such a name is that user's too.
+	n, err := strconv.ParseUint(strings.TrimSuffix(digits, "_"), 10, 32)
 	return uint32(n), err == nil
 }
 

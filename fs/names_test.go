@@ -75,7 +75,7 @@ func TestParseWaitName(t *testing.T) {
 
 func TestNameUID(t *testing.T) {
 	for name, want := range map[string]bool{
-		"uid-0.x": true, "uid-1000.": true, "uid-4294967295.a.b": true,
+		"uid-0.x": true, "uid-1000.": true, "uid-4294967295.a.b": true, "uid-1000_.x": true,
 		"uid-1000": false, "uid-.x": false, "uid-x.y": false, "uid-4294967296.x": false, "UID-1.x": false, "xuid-1.x": false,
 	} {
 		_, got := nameUID(name)

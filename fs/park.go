@@ -19,12 +19,12 @@ type parking struct {
 // parked is a request that waits.
 type parked struct {
 	// cancel ends the wait and reports whether it did; if not, its outcome is
-	// on its way.
-	cancel func() bool
+	// on its way. keepPlace: it may be made again in a moment.
+	cancel func(keepPlace bool) bool
 	late   *time.Timer // nil: it may take as long as it takes
 }
 
-func (p *parking) add(unique uint64, cancel func() bool) {
+func (p *parking) add(unique uint64, cancel func(keepPlace bool) bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.m == nil {
@@ -52,7 +52,7 @@ func (s *Server) endWait(unique uint64, errno syscall.Errno) {
 	s.parking.mu.Lock()
 	r := s.parking.m[unique]
 	s.parking.mu.Unlock()
-	if r != nil && r.cancel() && s.parking.take(unique) {
+	if r != nil && r.cancel(errno == syscall.EINTR) && s.parking.take(unique) {
 		s.dev.replyError(unique, errno)
 	}
 }

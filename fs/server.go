@@ -245,7 +245,7 @@ func (s *Server) mayBeSlow(h *fuse.InHeader, in []byte) bool {
 	case opOpen:
 		if isSynthetic(h.NodeId) {
 			n, ok := s.node(h.NodeId)
-			return ok && n.row.text != nil
+			return ok && (n.row.text != nil || n.row.slow)
 		}
 		o := request[fuse.OpenIn](in)
 		return o != nil && o.Flags&syscall.O_TRUNC != 0

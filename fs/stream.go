@@ -56,7 +56,7 @@ func (st *stream) read(unique uint64, size int, nonblock bool) {
 		st.s.dev.replyError(unique, syscall.EAGAIN)
 	default:
 		st.readers = append(st.readers, streamReader{unique, size})
-		st.s.parking.add(unique, func() bool { return true })
+		st.s.parking.add(unique, func(bool) bool { return true })
 		st.rearm()
 	}
 }

@@ -40,6 +40,8 @@ type row struct {
 	// write takes what the holder writes. It parses all of it before it
 	// changes anything.
 	write func(*Server, lockengine.Lock, string) error
+	// slow files look at processes, as many as wait.
+	slow bool
 	// leased nodes do not exist for a hold, which has no lease.
 	leased bool
 	// generations: each rmdir gives it a new node number.
@@ -118,11 +120,11 @@ func init() {
 		{name: "left", mode: file | 0o444, lockText: renderLeft, leased: true},
 		{name: "age", mode: file | 0o444, lockText: renderAge},
 		timeoutRow,
-		{name: "holder", mode: file | 0o444, lockText: renderHolder},
-		{name: "waiters", mode: file | 0o444, lockText: renderWaiters},
+		{name: "holder", mode: file | 0o444, lockText: renderHolder, slow: true},
+		{name: "waiters", mode: file | 0o444, lockText: renderWaiters, slow: true},
 		noteRow,
-		{name: "status", mode: file | 0o444, lockText: renderStatus},
-		{name: "json", mode: file | 0o444, lockText: renderLockJSON},
+		{name: "status", mode: file | 0o444, lockText: renderStatus, slow: true},
+		{name: "json", mode: file | 0o444, lockText: renderLockJSON, slow: true},
 		{name: "wait", mode: file | 0o444, stream: newWaitStream, once: true, unlisted: true},
 		durationRow,
 	}

@@ -97,3 +97,34 @@ func requireUnlisted(t *testing.T, m *mount) {
 	require.Empty(t, entries(t, m.path("take")))
 	require.Empty(t, entries(t, m.path("hold")))
 }
+
+// sendfileStorm reads a file of the tree by sendfile(2) at places where the daemon may tell the kernel something, while
+// it is opened again and again.
+const sendfileStorm = `
+import os, random, sys, time
+path, end = sys.argv[1], time.time() + 3
+null = os.open("/dev/null", os.O_WRONLY)
+def storm(offset):
+    while time.time() < end:
+        fd = os.open(path, os.O_RDONLY)
+        os.sendfile(null, fd, offset(), 4096)
+        os.close(fd)
+for offset in (lambda: 0, lambda: (1 << 30) - 4096, lambda: (1 << 30) + random.randrange(1 << 44)):
+    if os.fork() == 0:
+        storm(offset)
+        os._exit(0)
+while time.time() < end:
+    os.close(os.open(path, os.O_RDONLY))
+for _ in range(3):
+    assert os.wait()[1] == 0
+print("done")
+`
+
+// TestSendfileStopsNobody: whatever one process does with sendfile(2), the daemon goes on.
+func TestSendfileStopsNobody(t *testing.T) {
+	m := newMount(t)
+	require.NoError(t, os.Mkdir(m.path("tlock/x"), 0o755))
+	r := newProgram(t, time.Minute, "python3", "-c", sendfileStorm, m.path("tlock/x/token")).run(t)
+	require.Equal(t, "done\n", r.out, r.err)
+	require.NoError(t, os.Remove(m.path("tlock/x")))
+}

@@ -10,6 +10,22 @@ import (
 	"lockfs/fs"
 )
 
+// resolve is a directory as the kernel names it, also when what is mounted
+// there is dead and cannot be looked at.
+func resolve(dir string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if real, err := filepath.EvalSymlinks(abs); err == nil {
+		return real, nil
+	}
+	if parent, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
+		return filepath.Join(parent, filepath.Base(abs)), nil
+	}
+	return abs, nil
+}
+
 // addDir gives a command the flag --dir.
 func addDir(cmd *cobra.Command) *string {
 	return cmd.Flags().String("dir", "", "the mount (default: $LOCKFS_DIR, else the one lockfs that is mounted)")
@@ -26,7 +42,7 @@ func findMount(dir string) (string, error) {
 		if err != nil {
 			return "", fail(exitUnreachable, "%s: %v", dir, err)
 		}
-		if _, err := os.Stat(filepath.Join(abs, "view", "stats")); err != nil {
+		if _, err := os.Stat(filepath.Join(abs, "README")); err != nil {
 			return "", fail(exitUnreachable, "%s is not a lockfs that answers: %v", dir, err)
 		}
 		return abs, nil

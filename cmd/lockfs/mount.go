@@ -41,7 +41,7 @@ func newMount() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			f.dir = args[0]
-			if f.background {
+			if f.background && os.Getenv(readyEnv) == "" {
 				return mountInBackground()
 			}
 			return mount(f)
@@ -92,7 +92,7 @@ func (f mountFlags) check() (settings, error) {
 	if err := (fs.MountOptions{Options: s.options}).Check(); err != nil {
 		return s, fail(exitUsage, "%v", err)
 	}
-	if s.dir, err = filepath.Abs(f.dir); err != nil {
+	if s.dir, err = resolve(f.dir); err != nil {
 		return s, fail(exitUsage, "%s: %v", f.dir, err)
 	}
 	s.state, s.files, err = f.backing(s.dir)
@@ -129,7 +129,7 @@ func (f mountFlags) backing(dir string) (state, files string, err error) {
 	if state, err = filepath.Abs(state); err != nil {
 		return "", "", fail(exitUsage, "--state %s: %v", state, err)
 	}
-	if err := os.MkdirAll(state, 0o755); err != nil {
+	if err := os.MkdirAll(state, 0o700); err != nil {
 		return "", "", fail(exitUnreachable, "--state: %v", err)
 	}
 	if f.files != "" {
@@ -139,7 +139,7 @@ func (f mountFlags) backing(dir string) (state, files string, err error) {
 	files = filepath.Join(state, "files")
 	err = os.Mkdir(files, 0o755)
 	if err == nil && os.Geteuid() == 0 {
-		err = os.Chmod(files, 0o1777) // anybody's to use, as /tmp
+		err = os.Chmod(files, 0o777|os.ModeSticky) // anybody's to use, as /tmp
 	}
 	if err != nil && !errors.Is(err, os.ErrExist) {
 		return "", "", fail(exitUnreachable, "--state: %v", err)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -23,7 +22,7 @@ func newUmount() *cobra.Command {
 	}
 	lazy := cmd.Flags().BoolP("lazy", "l", false, "detach now even if it is busy; it ends with its last user")
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
-		dir, err := filepath.Abs(args[0])
+		dir, err := resolve(args[0])
 		if err != nil {
 			return fail(exitUsage, "%s: %v", args[0], err)
 		}
