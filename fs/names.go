@@ -153,7 +153,7 @@ func ParseToken(s string) (uint64, error) {
 	return n, nil
 }
 
-// request is an entry of take/ or hold/: NAME[+TIMEOUT][,wait=DURATION].
+// waitName is an entry of take/ or hold/, parsed: NAME[+TIMEOUT][,wait=DURATION].
 type waitName struct {
 	lockName
 	wait    time.Duration // how long to wait at most

@@ -37,7 +37,8 @@ import (
 
 // Config of a server.
 type Config struct {
-	// FD is the descriptor of a mounted FUSE connection (see Mount).
+	// FD is the descriptor of a mounted FUSE connection (see Mount). It stays
+	// the caller's to close, after Serve.
 	FD int
 	// Engine grants the locks; Now is its clock.
 	Engine lockengine.Engine
@@ -135,7 +136,6 @@ func (s *Server) close() {
 	s.running.Wait()
 	_ = s.engine.Close()
 	_ = s.files.Close()
-	_ = syscall.Close(s.dev.fd)
 }
 
 func (s *Server) buffer() *[bufferSize]byte { return s.buffers.Get().(*[bufferSize]byte) }
@@ -239,9 +239,11 @@ func (s *Server) readStream(h *fuse.InHeader, in []byte) bool {
 // caches answer, and what renders a view of everything.
 func (s *Server) mayBeSlow(h *fuse.InHeader, in []byte) bool {
 	switch h.Opcode {
-	case opLookup, opForget, opBatchForget, opGetattr, opReadlink, opStatfs, opRelease, opFlush, opReleasedir,
-		opAccess, opInit, opDestroy:
+	case opLookup:
 		return s.listsLocked(h.NodeId)
+	case opForget, opBatchForget, opGetattr, opReadlink, opStatfs, opRelease, opFlush, opReleasedir,
+		opAccess, opInit, opDestroy:
+		return false
 	case opOpen:
 		if isSynthetic(h.NodeId) {
 			n, ok := s.node(h.NodeId)

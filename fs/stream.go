@@ -256,5 +256,5 @@ func newWaitStream(s *Server, n node) (*stream, error) {
 	}, nil
 }
 
-// now is the engine's time where it has a clock of its own, else the machine's.
+// now is the engine's time.
 func (s *Server) now() lockengine.Instant { return s.cfg.Now() }

@@ -77,8 +77,7 @@ type completion struct {
 //
 // INVARIANT between two commands: no two locks held conflict; no waiter could
 // be granted (a name may be free and waited for while its guard is held); what
-// nobody holds or waits for is in no map, but for the few
-// that are parked.
+// nobody holds or waits for is in no map, but for the few that are parked.
 type core struct {
 	now  Instant // of the last command; Boot never goes back
 	rand uint64  // state of the priorities' generator

@@ -4,7 +4,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"slices"
 	"syscall"
 )
 
@@ -15,16 +14,15 @@ const (
 	readyEnv = "LOCKFS_READY"
 )
 
-// mountInBackground runs this same command once more without --background, in
-// a session of its own, and returns when that is ready or has failed. It keeps
+// mountInBackground runs this same command once more, which readyEnv keeps in
+// the foreground of a session of its own, and returns when that is ready or has failed. It keeps
 // our standard error, for its log.
 func mountInBackground() error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return fail(exitUnreachable, "%v", err)
 	}
-	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(a string) bool { return a == "--background" || a == "--background=true" })
-	cmd := exec.Command("/proc/self/exe", args...)
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), readyEnv+"=1")
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = []*os.File{w}

@@ -183,8 +183,8 @@ func mount(f mountFlags) error {
 	if err != nil {
 		return fail(exitUnreachable, "%v", err)
 	}
+	defer unix.Close(fd)
 	if err := serve(s, fd); err != nil {
-		unix.Close(fd)
 		_ = fs.Unmount(s.dir, true)
 		return fail(exitUnreachable, "%v", err)
 	}
