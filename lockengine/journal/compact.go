@@ -1,0 +1,259 @@
+package journal
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"os"
+)
+
+// Compaction replaces what was appended so far by a snapshot. One goroutine at a
+// time uses it: [Journal.Compact], then Switch, then Add for each record of the
+// state as it is at Switch or has become since, then Commit; or else Abort.
+type Compaction struct {
+	j        *Journal
+	seq      uint64
+	switched bool // GUARDED_BY(j.mu)
+	done     bool // GUARDED_BY(j.mu): committed or aborted
+	snapshot snapshot
+	err      error // of an Add: the snapshot is not whole
+}
+
+// Compact prepares the next log. Records are still appended to the old one.
+func (j *Journal) Compact() (*Compaction, error) {
+	seq, need, err := j.startCompaction()
+	if err != nil {
+		return nil, err
+	}
+	next, err := j.createLog(seq, need)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err == nil {
+		if err = j.readyToSwitch(next); err != nil {
+			err = errors.Join(err, next.close(), j.dir.remove(j.dir.path(next.file)))
+		}
+	}
+	if err != nil {
+		j.compacting = false
+		return nil, err
+	}
+	j.next = next
+	return &Compaction{j: j, seq: seq}, nil
+}
+
+func (j *Journal) startCompaction() (seq uint64, need int64, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case j.cur == nil || j.closing:
+		return 0, 0, ErrClosed
+	case j.compacting:
+		return 0, 0, ErrCompacting
+	}
+	j.compacting = true
+	return j.cur.seq + 1, j.reserve, nil
+}
+
+// readyToSwitch sees to it that the seal fits, and that what Room promised holds
+// for the next log too.
+func (j *Journal) readyToSwitch(next *log) error {
+	if j.closing {
+		return ErrClosed
+	}
+	if err := j.ensure(j.cur, 0); err != nil {
+		return err
+	}
+	return j.ensure(next, j.reserve)
+}
+
+// Switch makes the next log the one that records are appended to. It is quick:
+// no system call is made. The owner calls it under the mutex that guards its state.
+func (c *Compaction) Switch() {
+	j := c.j
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if c.done || c.switched || j.next == nil {
+		return // given up, or closed meanwhile
+	}
+	j.cur.append(kindSealed, 0)
+	j.next.base = j.cur.base + uint64(j.cur.end)
+	j.old = append(j.old[:len(j.old):len(j.old)], j.cur)
+	j.cur, j.next, c.switched = j.next, nil, true
+}
+
+// ready returns an error unless the snapshot can be written.
+func (c *Compaction) ready() error {
+	c.j.mu.Lock()
+	defer c.j.mu.Unlock()
+	switch {
+	case c.j.closing || c.done:
+		return ErrClosed
+	case !c.switched:
+		return ErrNotSwitched
+	case c.snapshot.f != nil:
+		return nil
+	}
+	h, err := c.j.newHeader(snapshotFile, c.seq)
+	if err != nil {
+		return err
+	}
+	return c.snapshot.create(c.j.dir, h)
+}
+
+// Add adds a record to the snapshot.
+func (c *Compaction) Add(kind uint8, data ...[]byte) error {
+	n, err := payload(kind, data)
+	if err == nil {
+		err = c.ready()
+	}
+	if err == nil {
+		err = c.snapshot.add(kind, n, data...)
+	}
+	if err != nil {
+		c.err = err
+	}
+	return err
+}
+
+// Commit ends the compaction: the snapshot takes the place of all that was
+// appended before Switch. If it fails, the old logs stay, as after Abort.
+func (c *Compaction) Commit() error {
+	c.j.committing.Lock()
+	defer c.j.committing.Unlock()
+	err := c.write()
+	if err != nil {
+		return errors.Join(err, c.abort())
+	}
+	c.snapshot.f.Close() // it was synced
+	c.j.replaced(c)
+	return c.j.removeBefore(c.seq)
+}
+
+func (c *Compaction) write() error {
+	if err := errors.Join(c.err, c.ready()); err != nil {
+		return err
+	}
+	if c.j.opts.Sync {
+		// Whoever waits for a sync until the snapshot is there has less to wait
+		// for. A failure is logged, and mended by the snapshot.
+		_, _ = c.j.syncNow()
+	}
+	return c.snapshot.finish(c.j.dir)
+}
+
+// replaced forgets the old logs.
+func (j *Journal) replaced(c *Compaction) {
+	j.syncing.Lock()
+	defer j.syncing.Unlock()
+	j.mu.Lock()
+	old := j.old
+	j.old, j.compacting, c.done = nil, false, true
+	j.due = uint64(c.snapshot.off) + slack
+	j.stats.Snapshot = c.snapshot.off
+	j.stats.Compactions++
+	select {
+	case <-j.full: // of before
+	default:
+	}
+	j.mu.Unlock()
+	for _, l := range old {
+		l.close() // its records no longer count
+	}
+}
+
+// removeBefore removes the files that snapshot seq took the place of. What
+// cannot be removed now is by the next compaction.
+func (j *Journal) removeBefore(seq uint64) error {
+	logs, snapshots, _, err := j.dir.files()
+	for _, f := range append(logs, snapshots...) {
+		if f.seq < seq {
+			err = errors.Join(err, j.dir.remove(j.dir.path(f)))
+		}
+	}
+	return err
+}
+
+// Abort gives the compaction up. If records were appended after Switch, they and
+// those before stay where they are.
+func (c *Compaction) Abort() {
+	c.j.committing.Lock()
+	defer c.j.committing.Unlock()
+	if err := c.abort(); err != nil {
+		c.j.opts.Log.Warn("what a compaction left cannot be removed", "error", err)
+	}
+}
+
+func (c *Compaction) abort() error {
+	j := c.j
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if c.done {
+		return nil
+	}
+	c.done, j.compacting = true, false
+	var errs []error
+	if f := c.snapshot.f; f != nil {
+		f.Close() // nothing in it counts
+	}
+	if j.closing {
+		return nil // the directory may be another's by now
+	}
+	if c.snapshot.f != nil {
+		errs = append(errs, j.dir.remove(j.dir.path(c.snapshot.file)+tmp))
+	}
+	for _, l := range j.old {
+		l.unmap()
+	}
+	if l := j.next; l != nil {
+		j.next = nil
+		errs = append(errs, l.close(), j.dir.remove(j.dir.path(l.file)))
+	}
+	return errors.Join(errs...)
+}
+
+// snapshot is a snapshot file that is being written.
+type snapshot struct {
+	header
+	f       *os.File // nil: not yet made
+	w       *bufio.Writer
+	off     int64
+	records uint64
+	buf     []byte
+}
+
+func (s *snapshot) create(d dir, h header) error {
+	f, err := d.create(h.file)
+	if err != nil {
+		return noSpace(err)
+	}
+	s.header, s.f, s.w, s.off = h, f, bufio.NewWriterSize(f, 256<<10), headerSize
+	_, err = s.w.Write(h.bytes())
+	return noSpace(err)
+}
+
+func (s *snapshot) add(kind uint8, n int, data ...[]byte) error {
+	size := recordSize(n)
+	if int64(cap(s.buf)) < size {
+		s.buf = make([]byte, size)
+	}
+	rec := s.buf[:size]
+	binary.LittleEndian.PutUint64(rec, encode(rec, s.id, s.off, kind, n, data))
+	s.off += size
+	s.records++
+	_, err := s.w.Write(rec) // an error stays
+	return noSpace(err)
+}
+
+// finish marks the end, and gives the file its name.
+func (s *snapshot) finish(d dir) error {
+	var n [8]byte
+	binary.LittleEndian.PutUint64(n[:], s.records)
+	if err := s.add(kindEnd, len(n), n[:]); err != nil {
+		return err
+	}
+	step("write " + s.name())
+	if err := s.w.Flush(); err != nil {
+		return noSpace(err)
+	}
+	return d.publish(s.file, s.f)
+}

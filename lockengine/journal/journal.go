@@ -1,0 +1,358 @@
+// Package journal keeps records on disk so that a process that is killed at any
+// instruction, and started again, finds all that it appended, in order. It knows
+// nothing of what the records mean.
+//
+// # Files
+//
+// The directory holds logs and snapshots, numbered. snapshot-N is the state at
+// the beginning of log-N. The greatest N with a snapshot counts (before the first
+// snapshot: 1), with its log and, after a crash during a compaction, the logs
+// behind it; all else is left over and removed. A log that another follows ends
+// with a seal. A file gets its name when it is whole and on disk.
+//
+// # Appending
+//
+// A log is mapped into memory: to append is to copy, no system call is made, and
+// what the process wrote is the kernel's when it dies. Its room on disk is
+// allocated ahead, so that to append cannot fail where [Journal.Room] agreed.
+//
+// # Damage
+//
+// A kill loses nothing that was appended. A power failure loses what was not
+// synced, any page of it; what a sync had covered is told by records of proof.
+// What could be lost that way is cut off and reported. Any other damage is a
+// [CorruptError], and nothing is changed.
+//
+// # Concurrency
+//
+// All methods of a Journal may be called from any goroutine. One process at a
+// time may have a directory open; the caller must see to that.
+package journal
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// slack is by how much the logs may be longer than the snapshot before a
+// compaction is due.
+const slack = 4 << 20
+
+// Options say how to keep a journal. The zero value is usable.
+type Options struct {
+	// Boot is the id of this boot of the machine, at most 64 bytes. What another
+	// boot wrote and did not sync may be lost. Empty: not known, as if another.
+	Boot string
+	// Sync says that the owner waits for [Journal.Synced] where it matters.
+	Sync bool
+	// Log is told of what was cut off and of errors. Nil: nobody is.
+	Log *slog.Logger
+}
+
+// Journal is an open journal.
+type Journal struct {
+	dir   dir
+	opts  Options
+	chain *chain // what Open found, for Replay
+
+	wakeSync, wakeGrow chan struct{}
+	full               chan struct{}
+	quit               chan struct{}
+	tasks              sync.WaitGroup
+	syncs              atomic.Uint64
+
+	// committing is held while a compaction commits, syncing while files are
+	// synced. They are taken in this order, then mu.
+	committing, syncing sync.Mutex
+
+	mu         sync.Mutex
+	cur        *log     // GUARDED_BY(mu): appended to; nil before Replay and after Close
+	old        []*log   // GUARDED_BY(mu): sealed, not yet replaced by a snapshot; never changed in place
+	next       *log     // GUARDED_BY(mu): from Compact to Switch; keeps what Room promised too
+	compacting bool     // GUARDED_BY(mu)
+	closing    bool     // GUARDED_BY(mu)
+	waiting    []waiter // GUARDED_BY(mu)
+	last       uint64   // GUARDED_BY(mu): position behind the owner's last record
+	synced     uint64   // GUARDED_BY(mu): all up to this position is on disk
+	reserve    int64    // GUARDED_BY(mu): the bytes last promised by Room
+	starved    bool     // GUARDED_BY(mu): no growing ahead until growing succeeds
+	due        uint64   // GUARDED_BY(mu): logs longer than that are to be compacted
+	stats      Stats    // GUARDED_BY(mu)
+}
+
+// Stats are figures of a journal.
+type Stats struct {
+	Log         int64 // bytes of the logs in use
+	Allocated   int64 // bytes on disk of the log that is appended to
+	Snapshot    int64 // bytes of the snapshot
+	Appends     uint64
+	Syncs       uint64 // of log files
+	Compactions uint64
+	Replayed    int // records
+	ReplayTime  time.Duration
+}
+
+// Open finds the journal in a directory, which it makes if need be, and checks
+// it: [CorruptError], [VersionError]. Nothing is changed before Replay.
+func Open(path string, o Options) (*Journal, error) {
+	if len(o.Boot) > maxBoot {
+		return nil, fmt.Errorf("boot id of %d bytes, at most %d are known", len(o.Boot), maxBoot)
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	d := dir(path)
+	if err := d.make(); err != nil {
+		return nil, err
+	}
+	c, err := readChain(d, o.Boot)
+	if err != nil {
+		return nil, err
+	}
+	return &Journal{
+		dir: d, opts: o, chain: c,
+		wakeSync: make(chan struct{}, 1), wakeGrow: make(chan struct{}, 1),
+		full: make(chan struct{}, 1), quit: make(chan struct{}),
+	}, nil
+}
+
+// Append appends the record whose payload is data, joined, and returns the
+// position behind it. Positions grow as long as the journal is open. It fails
+// only if there is no room ([ErrNoSpace]), which [Journal.Room] rules out.
+func (j *Journal) Append(kind uint8, data ...[]byte) (pos uint64, err error) {
+	n, err := payload(kind, data)
+	if err != nil {
+		return 0, err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closing {
+		return 0, ErrClosed
+	}
+	if err := j.append(kind, n, data...); err != nil {
+		return 0, err
+	}
+	j.last = j.cur.base + uint64(j.cur.end)
+	j.stats.Appends++
+	j.checkFull()
+	if !j.starved && j.cur.free() < j.reserve+growth/2 {
+		signal(j.wakeGrow)
+	}
+	return j.last, nil
+}
+
+func payload(kind uint8, data [][]byte) (n int, err error) {
+	if kind == 0 || kind > MaxKind {
+		return 0, fmt.Errorf("record of kind %d, want 1 to %d", kind, MaxKind)
+	}
+	for _, d := range data {
+		n += len(d)
+	}
+	if n > MaxRecord {
+		return 0, ErrTooLong
+	}
+	return n, nil
+}
+
+// append appends a record to the current log. The mutex is held.
+func (j *Journal) append(kind uint8, n int, data ...[]byte) error {
+	if j.cur == nil {
+		return ErrClosed
+	}
+	if size := recordSize(n); j.cur.free() < size {
+		if err := j.grow(j.cur, size); err != nil {
+			return err
+		}
+	}
+	j.cur.append(kind, n, data...)
+	return nil
+}
+
+// prove appends a proof, and boot.
+func (j *Journal) prove(kind uint8, p proof, boot []byte) error {
+	b := p.bytes()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.append(kind, proofSize+len(boot), b[:], boot)
+}
+
+// Room returns nil if a record with a payload of n bytes can be appended, and
+// then records of reserve bytes in all, 19 more than their payload at most each,
+// even if the disk is full. Else it returns [ErrNoSpace], and nothing changed.
+func (j *Journal) Room(n, reserve int) error {
+	need := recordSize(n) + int64(reserve)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.cur == nil || j.closing {
+		return ErrClosed
+	}
+	j.reserve = int64(reserve)
+	if err := j.ensure(j.cur, need); err != nil {
+		return err
+	}
+	if j.next != nil {
+		return j.ensure(j.next, need)
+	}
+	return nil
+}
+
+// createLog makes log number seq, with room for need bytes.
+func (j *Journal) createLog(seq uint64, need int64) (*log, error) {
+	h, err := j.newHeader(logFile, seq)
+	if err != nil {
+		return nil, err
+	}
+	return createLog(j.dir, h, need)
+}
+
+func (j *Journal) newHeader(what fileType, seq uint64) (header, error) {
+	var id [8]byte
+	_, err := rand.Read(id[:])
+	return header{file{what, seq}, binary.LittleEndian.Uint64(id[:]), j.opts.Sync, j.opts.Boot}, err
+}
+
+func (j *Journal) ensure(l *log, need int64) error {
+	if l.free() >= need {
+		return nil
+	}
+	return j.grow(l, need)
+}
+
+func (j *Journal) grow(l *log, need int64) error {
+	err := l.grow(need)
+	j.starved = err != nil
+	return err
+}
+
+// growAhead has room allocated before it is needed, until the journal is closed.
+func (j *Journal) growAhead() {
+	for {
+		select {
+		case <-j.wakeGrow:
+			j.growOnce()
+		case <-j.quit:
+			return
+		}
+	}
+}
+
+// growOnce grows the current log without holding up who appends meanwhile.
+func (j *Journal) growOnce() {
+	j.mu.Lock()
+	l, from := j.cur, j.cur.allocated
+	to := roundUp(max(from, l.end+j.reserve)+growth, growth)
+	j.mu.Unlock()
+	err := l.extend(from, to)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err == nil && l == j.cur {
+		err = l.extended(to)
+	}
+	j.starved = err != nil
+}
+
+// Full is sent a value when a compaction is due.
+func (j *Journal) Full() <-chan struct{} { return j.full }
+
+// checkFull tells when a compaction is due; if it did not help, again when the
+// logs have grown some more.
+func (j *Journal) checkFull() {
+	size := j.logSize()
+	if size <= j.due || j.compacting {
+		return
+	}
+	j.due = size + growth
+	signal(j.full)
+}
+
+// logSize is the length of all logs in use.
+func (j *Journal) logSize() uint64 {
+	if len(j.old) > 0 {
+		return j.cur.base + uint64(j.cur.end) - j.old[0].base
+	}
+	return uint64(j.cur.end)
+}
+
+// Stats returns the figures of this moment.
+func (j *Journal) Stats() Stats {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s := j.stats
+	s.Syncs = j.syncs.Load()
+	if j.cur != nil {
+		s.Log, s.Allocated = int64(j.logSize()), j.cur.allocated
+	}
+	return s
+}
+
+// closedRoom is what Close leaves allocated, so that a journal on a full disk can
+// be opened again and what is recorded there be given back.
+const closedRoom = 64 << 10
+
+// Close syncs all, marks the journal as closed cleanly, and closes it. Who still
+// waits for a sync is told; a compaction that was not committed is as if there
+// had been none.
+func (j *Journal) Close() error {
+	j.mu.Lock()
+	opened := j.cur != nil && !j.closing
+	j.closing = true
+	j.mu.Unlock()
+	if !opened {
+		return nil
+	}
+	close(j.quit)
+	j.tasks.Wait()
+	j.committing.Lock()
+	defer j.committing.Unlock()
+	err := j.markClosed()
+	return errors.Join(err, j.closeFiles())
+}
+
+func (j *Journal) markClosed() error {
+	p, err := j.syncNow()
+	if err != nil {
+		return err
+	}
+	if err := j.prove(kindClosed, p, nil); err != nil {
+		return err
+	}
+	l := j.cur
+	step("trim " + l.name())
+	if size := roundUp(l.end+max(closedRoom, j.reserve), 4096); size < l.allocated {
+		if err := l.f.Truncate(size); err != nil {
+			return err
+		}
+	}
+	step("sync " + l.name())
+	return l.f.Sync()
+}
+
+func (j *Journal) closeFiles() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var errs []error
+	for _, l := range j.old {
+		errs = append(errs, l.close())
+	}
+	for _, l := range []*log{j.cur, j.next} {
+		if l != nil {
+			errs = append(errs, l.close())
+		}
+	}
+	j.cur, j.old, j.next = nil, nil, nil
+	return errors.Join(errs...)
+}
+
+// signal wakes whoever receives from c, if it is not about to look anyway.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,182 @@
+package journal
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// growth is by how much a log's room on disk grows at a time.
+	growth = 1 << 20
+	// mapped is how much of a log is mapped at first. What is not yet allocated
+	// costs addresses only, and is never touched: that would be a SIGBUS.
+	mapped = 64 << 20
+)
+
+// log is a log file, mapped for appending. A mutex of its owner guards it, but
+// for the calls of extend and sync.
+type log struct {
+	file
+	id        uint64
+	f         *os.File
+	mem       []byte // nil once nothing is appended any more
+	end       int64  // of its records
+	allocated int64  // on disk
+	base      uint64 // the position of the file's first byte
+
+	synced  int64 // up to here it is on disk; guarded by Journal.syncing
+	syncErr error // once a sync failed no later one tells the truth; likewise
+}
+
+// createLog makes a log with room for need bytes.
+func createLog(d dir, h header, need int64) (*log, error) {
+	f, err := d.create(h.file)
+	if err != nil {
+		return nil, noSpace(err)
+	}
+	l := &log{file: h.file, id: h.id, f: f, end: headerSize}
+	if err = l.build(d, h, need); err != nil {
+		l.close()
+		return nil, errors.Join(err, unlessMissing(os.Remove(d.path(l.file)+tmp)))
+	}
+	return l, nil
+}
+
+func (l *log) build(d dir, h header, need int64) error {
+	if err := l.grow(need); err != nil {
+		return err
+	}
+	if _, err := l.f.WriteAt(h.bytes(), 0); err != nil {
+		return noSpace(err)
+	}
+	return d.publish(l.file, l.f)
+}
+
+// openLog opens a log whose records end at end, with room up to its size.
+func openLog(im *image, end int64) (*log, error) {
+	f, err := os.OpenFile(im.path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &log{file: im.file, id: im.id, f: f, end: end, allocated: end}, nil
+}
+
+// free is the room left. A seal fits always.
+func (l *log) free() int64 { return l.allocated - l.end - sealSize }
+
+// append writes a record for which there must be room.
+func (l *log) append(kind uint8, n int, data ...[]byte) {
+	end := l.end + recordSize(n)
+	rec := l.mem[l.end:end:end]
+	var first [8]byte
+	binary.LittleEndian.PutUint64(first[:], encode(rec, l.id, l.end, kind, n, data))
+	// From this store on the record is there, whenever the process dies.
+	atomic.StoreUint64((*uint64)(unsafe.Pointer(&rec[0])), binary.NativeEndian.Uint64(first[:]))
+	l.end = end
+}
+
+// seal ends the log.
+func (l *log) seal() { l.append(kindSealed, 0) }
+
+// grow makes room for need bytes, and for more if the disk has it.
+func (l *log) grow(need int64) error {
+	need += l.end + sealSize
+	err := l.allocate(roundUp(need, growth))
+	if errors.Is(err, ErrNoSpace) {
+		err = l.allocate(roundUp(need, int64(os.Getpagesize())))
+	}
+	return err
+}
+
+func (l *log) allocate(to int64) error {
+	if to <= l.allocated {
+		return nil
+	}
+	if err := l.extend(l.allocated, to); err != nil {
+		return err
+	}
+	return l.extended(to)
+}
+
+// extend makes the disk have from..to, which must be zero as yet.
+func (l *log) extend(from, to int64) error {
+	step("extend " + l.name())
+	err := l.control(func(fd int) error { return unix.Fallocate(fd, 0, from, to-from) })
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+		err = writeZeros(l.f, from, to)
+	}
+	return noSpace(err)
+}
+
+// extended notes that the disk has the log up to a size, and maps it.
+func (l *log) extended(to int64) error {
+	if to > int64(len(l.mem)) {
+		if err := l.remap(to); err != nil {
+			return err
+		}
+	}
+	l.allocated = max(l.allocated, to)
+	return nil
+}
+
+func (l *log) remap(size int64) error {
+	size = roundUp(max(size, 2*int64(len(l.mem))), mapped)
+	mem, err := unix.Mmap(int(l.f.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return os.NewSyscallError("mmap", err)
+	}
+	l.unmap()
+	l.mem = mem
+	return nil
+}
+
+func (l *log) unmap() {
+	if l.mem != nil {
+		unix.Munmap(l.mem) // fails for bad addresses only
+		l.mem = nil
+	}
+}
+
+// sync has all of the file that was written on disk.
+func (l *log) sync() error {
+	return l.control(unix.Fdatasync)
+}
+
+// control runs f on the descriptor, which is not closed meanwhile.
+func (l *log) control(f func(fd int) error) error {
+	conn, err := l.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ferr error
+	err = conn.Control(func(fd uintptr) {
+		for ferr = unix.EINTR; ferr == unix.EINTR; {
+			ferr = f(int(fd))
+		}
+	})
+	return errors.Join(err, ferr)
+}
+
+func (l *log) close() error {
+	l.unmap()
+	return l.f.Close()
+}
+
+func writeZeros(f *os.File, from, to int64) error {
+	zeros := make([]byte, min(to-from, 64<<10))
+	for from < to {
+		n, err := f.WriteAt(zeros[:min(to-from, int64(len(zeros)))], from)
+		if err != nil {
+			return err
+		}
+		from += int64(n)
+	}
+	return nil
+}
+
+func roundUp(n, to int64) int64 { return (n + to - 1) / to * to }
