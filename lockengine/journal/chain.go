@@ -208,23 +208,8 @@ func (c *chain) mend(d dir) error {
 	}
 	defer f.Close()
 	step("cut " + last.name())
-	if err := cut(f, last.data, c.end); err != nil {
+	if err := writeZeros(f, c.end, int64(len(last.data))); err != nil {
 		return noSpace(err)
 	}
 	return f.Sync()
-}
-
-// cut zeroes a file from end on.
-func cut(f *os.File, data []byte, end int64) error {
-	const block = 4096
-	for from := end; from < int64(len(data)); {
-		to := min(roundUp(from+1, block), int64(len(data)))
-		if used(data[from:to]) > 0 {
-			if err := writeZeros(f, from, to); err != nil {
-				return err
-			}
-		}
-		from = to
-	}
-	return nil
 }

@@ -29,16 +29,27 @@ func (j *Journal) Compact() (*Compaction, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if err == nil {
-		if err = j.readyToSwitch(next); err != nil {
-			err = errors.Join(err, next.close(), j.dir.remove(j.dir.path(next.file)))
+		if err = j.prepare(next); err == nil {
+			return &Compaction{j: j, seq: seq}, nil
 		}
+		j.next = nil
+		err = errors.Join(err, next.close(), j.dir.remove(j.dir.path(next.file)))
 	}
-	if err != nil {
-		j.compacting = false
-		return nil, err
+	j.compacting = false
+	return nil, err
+}
+
+// prepare makes next the next log. The seal must fit into the current one, and
+// what Room promised must hold for both.
+func (j *Journal) prepare(next *log) error {
+	if j.closing {
+		return ErrClosed
 	}
 	j.next = next
-	return &Compaction{j: j, seq: seq}, nil
+	if err := j.ensure(&j.cur, 0); err != nil {
+		return err
+	}
+	return j.ensure(&j.next, j.reserve)
 }
 
 func (j *Journal) startCompaction() (seq uint64, need int64, err error) {
@@ -52,18 +63,6 @@ func (j *Journal) startCompaction() (seq uint64, need int64, err error) {
 	}
 	j.compacting = true
 	return j.cur.seq + 1, j.reserve, nil
-}
-
-// readyToSwitch sees to it that the seal fits, and that what Room promised holds
-// for the next log too.
-func (j *Journal) readyToSwitch(next *log) error {
-	if j.closing {
-		return ErrClosed
-	}
-	if err := j.ensure(j.cur, 0); err != nil {
-		return err
-	}
-	return j.ensure(next, j.reserve)
 }
 
 // Switch makes the next log the one that records are appended to. It is quick:

@@ -81,9 +81,11 @@ type Journal struct {
 	last       uint64   // GUARDED_BY(mu): position behind the owner's last record
 	synced     uint64   // GUARDED_BY(mu): all up to this position is on disk
 	reserve    int64    // GUARDED_BY(mu): the bytes last promised by Room
-	starved    bool     // GUARDED_BY(mu): no growing ahead until growing succeeds
-	due        uint64   // GUARDED_BY(mu): logs longer than that are to be compacted
-	stats      Stats    // GUARDED_BY(mu)
+	growing    bool     // GUARDED_BY(mu): growOnce is at work; grown tells when it is done
+	grown      sync.Cond
+	starved    bool   // GUARDED_BY(mu): no growing ahead until growing succeeds
+	due        uint64 // GUARDED_BY(mu): logs longer than that are to be compacted
+	stats      Stats  // GUARDED_BY(mu)
 }
 
 // Stats are figures of a journal.
@@ -115,11 +117,13 @@ func Open(path string, o Options) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Journal{
+	j := &Journal{
 		dir: d, opts: o, chain: c,
 		wakeSync: make(chan struct{}, 1), wakeGrow: make(chan struct{}, 1),
 		full: make(chan struct{}, 1), quit: make(chan struct{}),
-	}, nil
+	}
+	j.grown.L = &j.mu
+	return j, nil
 }
 
 // Append appends the record whose payload is data, joined, and returns the
@@ -162,13 +166,11 @@ func payload(kind uint8, data [][]byte) (n int, err error) {
 
 // append appends a record to the current log. The mutex is held.
 func (j *Journal) append(kind uint8, n int, data ...[]byte) error {
+	if err := j.ensure(&j.cur, recordSize(n)); err != nil {
+		return err
+	}
 	if j.cur == nil {
 		return ErrClosed
-	}
-	if size := recordSize(n); j.cur.free() < size {
-		if err := j.grow(j.cur, size); err != nil {
-			return err
-		}
 	}
 	j.cur.append(kind, n, data...)
 	return nil
@@ -193,13 +195,10 @@ func (j *Journal) Room(n, reserve int) error {
 		return ErrClosed
 	}
 	j.reserve = int64(reserve)
-	if err := j.ensure(j.cur, need); err != nil {
+	if err := j.ensure(&j.cur, need); err != nil || j.next == nil {
 		return err
 	}
-	if j.next != nil {
-		return j.ensure(j.next, need)
-	}
-	return nil
+	return j.ensure(&j.next, need)
 }
 
 // createLog makes log number seq, with room for need bytes.
@@ -217,17 +216,19 @@ func (j *Journal) newHeader(what fileType, seq uint64) (header, error) {
 	return header{file{what, seq}, binary.LittleEndian.Uint64(id[:]), j.opts.Sync, j.opts.Boot}, err
 }
 
-func (j *Journal) ensure(l *log, need int64) error {
-	if l.free() >= need {
-		return nil
+// ensure makes room for need bytes in a log. *l may become another meanwhile.
+func (j *Journal) ensure(l **log, need int64) error {
+	for *l != nil && (*l).free() < need {
+		if j.growing {
+			j.grown.Wait()
+			continue
+		}
+		err := (*l).grow(need)
+		if j.starved = err != nil; err != nil {
+			return err
+		}
 	}
-	return j.grow(l, need)
-}
-
-func (j *Journal) grow(l *log, need int64) error {
-	err := l.grow(need)
-	j.starved = err != nil
-	return err
+	return nil
 }
 
 // growAhead has room allocated before it is needed, until the journal is closed.
@@ -242,15 +243,19 @@ func (j *Journal) growAhead() {
 	}
 }
 
-// growOnce grows the current log without holding up who appends meanwhile.
+// growOnce grows the current log without holding up who appends meanwhile. It
+// zeroes what it adds, so that nobody else may grow until it is done.
 func (j *Journal) growOnce() {
 	j.mu.Lock()
+	defer j.mu.Unlock()
 	l, from := j.cur, j.cur.allocated
 	to := roundUp(max(from, l.end+j.reserve)+growth, growth)
+	j.growing = true
 	j.mu.Unlock()
 	err := l.extend(from, to)
 	j.mu.Lock()
-	defer j.mu.Unlock()
+	j.growing = false
+	j.grown.Broadcast()
 	if err == nil && l == j.cur {
 		err = l.extended(to)
 	}

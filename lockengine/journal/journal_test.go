@@ -1,7 +1,6 @@
 package journal
 
 import (
-	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -137,22 +136,4 @@ func TestCompact(t *testing.T) {
 	require.NoError(t, j.Close())
 	_, got, _ := open(t, dir, otherBoot)
 	require.Equal(t, want, got)
-}
-
-func BenchmarkAppend(b *testing.B) {
-	for _, size := range []int{40, 120, 1000} {
-		b.Run(fmt.Sprint(size), func(b *testing.B) {
-			j, _, _ := open(b, b.TempDir(), thisBoot)
-			data := make([]byte, size)
-			b.ReportAllocs()
-			b.SetBytes(int64(size))
-			b.ResetTimer()
-			for i := range b.N {
-				binary.LittleEndian.PutUint64(data, uint64(i))
-				if _, err := j.Append(1, data); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
 }

@@ -48,13 +48,18 @@ func createLog(d dir, h header, need int64) (*log, error) {
 }
 
 func (l *log) build(d dir, h header, need int64) error {
-	if err := l.grow(need); err != nil {
+	size := roundUp(l.end+sealSize+need, growth)
+	if err := l.reserve(0, size); err != nil {
 		return err
 	}
 	if _, err := l.f.WriteAt(h.bytes(), 0); err != nil {
 		return noSpace(err)
 	}
-	return d.publish(l.file, l.f)
+	if err := d.publish(l.file, l.f); err != nil {
+		return err
+	}
+	l.allocated = l.end
+	return l.allocate(size)
 }
 
 // openLog opens a log whose records end at end, with room up to its size.
@@ -103,12 +108,23 @@ func (l *log) allocate(to int64) error {
 	return l.extended(to)
 }
 
-// extend makes the disk have from..to, which must be zero as yet.
+// extend makes the disk have from..to, of zeros. They are written although the
+// kernel would read unwritten blocks as zeros: to write a page first by touching
+// the map takes 5 µs on ext4, and 60 ns if it is in the page cache.
 func (l *log) extend(from, to int64) error {
 	step("extend " + l.name())
+	if err := l.reserve(from, to); err != nil {
+		return err
+	}
+	step("zero " + l.name())
+	return noSpace(writeZeros(l.f, from, to))
+}
+
+// reserve has the disk set from..to aside, or fails and changes nothing.
+func (l *log) reserve(from, to int64) error {
 	err := l.control(func(fd int) error { return unix.Fallocate(fd, 0, from, to-from) })
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
-		err = writeZeros(l.f, from, to)
+		return nil // writing tells
 	}
 	return noSpace(err)
 }
@@ -167,10 +183,11 @@ func (l *log) close() error {
 	return l.f.Close()
 }
 
+var zeros [growth]byte
+
 func writeZeros(f *os.File, from, to int64) error {
-	zeros := make([]byte, min(to-from, 64<<10))
 	for from < to {
-		n, err := f.WriteAt(zeros[:min(to-from, int64(len(zeros)))], from)
+		n, err := f.WriteAt(zeros[:min(to-from, growth)], from)
 		if err != nil {
 			return err
 		}
