@@ -21,6 +21,8 @@ const (
 	opUnwatch              // watch
 	opClassify             // kinds
 	opClose                // nothing: ends all waits
+	opDetach               // req.Name, token
+	opResume               // fresh, boot, token
 )
 
 // command is a change asked for, as plain data: the same commands at the same
@@ -29,6 +31,7 @@ type command struct {
 	op     op
 	keep   bool
 	extend bool
+	fresh  bool
 	how    End
 	req    Request
 	waiter WaiterID
@@ -37,6 +40,7 @@ type command struct {
 	max    int64 // nanoseconds
 	second int64
 	note   string
+	boot   string
 	kinds  []ownerKind
 }
 
@@ -79,8 +83,10 @@ type completion struct {
 // be granted (a name may be free and waited for while its guard is held); what
 // nobody holds or waits for is in no map, but for the few that are parked.
 type core struct {
-	now  Instant // of the last command; Boot never goes back
-	rand uint64  // state of the priorities' generator
+	now     Instant // of the last command; Boot never goes back within one boot
+	boot    string  // id of the boot that now.Boot counts from, if it was told
+	rand    uint64  // state of the priorities' generator
+	changes uint64  // grows with each change of state that is not made by time alone
 
 	resources [4]map[string]*resource // by class: Record, Flock
 	lastFound *resource               // in resources, by the last lookup
@@ -88,12 +94,14 @@ type core struct {
 	handles   map[uint64]*handle
 	parties   map[int32]*party
 	waiters   map[WaiterID]*waiter
+	line      list[waiter, waitsOfCore] // all waiters, as they were linked
 	names     namedTable
 	places    placeTable
 	watches   map[WatchID]*watch
 	guarded   map[string]map[*named]int // by guard: for what it is waited, and by how many
 
 	nextWaiter WaiterID
+	lastWatch  WatchID
 	ready      groupHeap // groups with a waiter that may be granted
 	shrunk     []shrink  // where locks were given back in this command
 
@@ -147,6 +155,9 @@ func newCore(eventLog int) *core {
 // apply brings the state to now and then does the command. It is the only way
 // to change the state. What it completes is appended to c.done.
 func (c *core) apply(cmd *command, now Instant) result {
+	if cmd.op == opResume {
+		c.resume(cmd, now) // first: what time is it, and who is still there?
+	}
 	c.advance(now)
 	res := c.do(cmd)
 	c.wake()
@@ -185,21 +196,24 @@ func (c *core) do(cmd *command) result {
 		c.classified(cmd.kinds)
 	case opClose:
 		c.close()
+	case opDetach:
+		return result{err: c.detach(cmd.req.Name, cmd.token)}
 	}
 	return result{}
 }
 
-// advance lets time pass: leases that ran out end, one after the other, and
-// places kept long enough are forgotten.
+// advance lets time pass: what was remembered long enough is forgotten, and
+// leases that ran out end, one after the other. To forget comes first, so that
+// the state at an instant does not depend on who looked at it before.
 func (c *core) advance(now Instant) {
 	now.Boot = max(now.Boot, c.now.Boot)
 	c.now = now
+	c.names.forgetEnded(now.Boot)
+	c.forgetPlaces(now.Boot)
 	for n := c.names.due(now.Boot); n != nil; n = c.names.due(now.Boot) {
 		c.endNamed(n, Expired)
 		c.wake()
 	}
-	c.names.forgetEnded(now.Boot)
-	c.forgetPlaces(now.Boot)
 }
 
 // deadline is when, by Boot, the state changes next without a command; 0:
@@ -214,6 +228,7 @@ func (c *core) deadline() int64 {
 
 // close ends all waits.
 func (c *core) close() {
+	c.changes++
 	for _, w := range c.waitersInOrder() {
 		c.done = append(c.done, completion{waiter: w.id, err: ErrClosed})
 		c.unlink(w)

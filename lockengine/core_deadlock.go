@@ -32,7 +32,7 @@ func (c *core) judgeOwners(req *Request) (verdict, []question) {
 	if o == nil || o.segs == 0 || c.stuckOwners-change(false, o.stuck()) == 0 {
 		return cycleNone, nil
 	}
-	o.learn(req)
+	c.learn(o, req)
 	s := ownerSearch{core: c, newcomer: o}
 	if o.kind != KindDescription && s.run(req) {
 		ask := s.unknown(req)

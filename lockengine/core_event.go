@@ -5,6 +5,7 @@ package lockengine
 type eventLog struct {
 	bound int
 	ring  []Event
+	base  uint64 // how many events came before the first one ever in the ring
 	last  uint64 // Seq of the last event
 }
 
@@ -15,7 +16,7 @@ const (
 
 // next is the slot of the event to write now.
 func (l *eventLog) next() *Event {
-	if n := uint64(len(l.ring)); l.last >= n && len(l.ring) < l.bound {
+	if n := uint64(len(l.ring)); l.last-l.base >= n && len(l.ring) < l.bound {
 		l.grow()
 	}
 	l.last++
@@ -23,7 +24,7 @@ func (l *eventLog) next() *Event {
 }
 
 // at is the slot of the event with this number.
-func (l *eventLog) at(seq uint64) *Event { return &l.ring[(seq-1)%uint64(len(l.ring))] }
+func (l *eventLog) at(seq uint64) *Event { return &l.ring[(seq-1-l.base)%uint64(len(l.ring))] }
 
 // grow happens only as long as nothing was overwritten, so events stay where
 // they are.
@@ -35,10 +36,10 @@ func (l *eventLog) grow() {
 
 // oldest is the Seq of the first event still kept.
 func (l *eventLog) oldest() uint64 {
-	if n := uint64(len(l.ring)); l.last > n {
+	if n := uint64(len(l.ring)); l.last-l.base > n {
 		return l.last - n + 1
 	}
-	return 1
+	return l.base + 1
 }
 
 // after returns up to max events that come after seq, and how many of them
@@ -61,6 +62,7 @@ func (l *eventLog) after(seq uint64, limit int) (events []Event, missed uint64) 
 
 // emit appends an event and returns it for what only some kinds have.
 func (c *core) emit(kind EventKind, class Class, name string, mode Mode, r Range, owner Owner, who Who) *Event {
+	c.changes++
 	e := c.log.next()
 	*e = Event{
 		Seq: c.log.last, At: c.now, Kind: kind,

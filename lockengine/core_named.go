@@ -19,6 +19,7 @@ type named struct {
 	expiry  Instant // zero: a hold
 	timeout time.Duration
 	start   int64
+	key     uint64 // of the request that took it; 0: none
 	more    *namedMore
 	pos     int32 // in the heap of leases, from 1; 0: not in it
 	kind    OwnerKind
@@ -151,22 +152,30 @@ func (c *core) takeName(req *Request) Grant {
 	n := c.entry(req.Name)
 	n.owner, n.kind, n.who, n.meta = req.Owner, req.Kind, req.Who, req.Meta
 	n.token, n.since, n.start = c.names.nextToken(c.now), c.now, floorSeconds(c.now.Wall)
-	n.timeout, n.expiry = req.Timeout, c.expiry(req.Timeout)
+	n.timeout, n.expiry, n.key = req.Timeout, c.expiry(req.Timeout), req.Key
 	if prev, ok := c.names.ended[n.name]; ok {
 		n.ext().prevStart = prev.start
 	}
+	c.addNamed(n, c.handleOf(req.Handle))
+	return n.grant()
+}
+
+func (n *named) grant() Grant { return Grant{n.token, n.since, n.expiry} }
+
+// addNamed puts a lock that is held, with the last token of all, where locks
+// held are.
+func (c *core) addNamed(n *named, h *handle) {
 	c.names.byToken.add(n)
 	c.stats.Held[Named]++
-	if req.Timeout > 0 {
+	if n.timeout > 0 {
 		c.names.pushLease(n)
 	} else {
 		c.partyHolds(c.partyOf(n.who.PID), 1)
 	}
-	if h := c.handleOf(req.Handle); h != nil {
+	if h != nil {
 		n.ext().handle = h
 		h.names.push(n)
 	}
-	return Grant{n.token, n.since, n.expiry}
 }
 
 // entry returns what there is of a name, new if need be.
@@ -290,11 +299,30 @@ func (c *core) endMore(n *named, how End) {
 		m.watches.remove(w)
 		delete(c.watches, w.id)
 	}
-	if h := m.handle; h != nil {
-		h.names.remove(n)
-		c.freeHandle(h)
+	c.dropNameHandle(n)
+	m.note, m.prevStart = "", 0
+}
+
+// dropNameHandle parts a named lock from the handle it came through, if it
+// came through one.
+func (c *core) dropNameHandle(n *named) {
+	if n.more == nil || n.more.handle == nil {
+		return
 	}
-	m.note, m.handle, m.prevStart = "", nil, 0
+	h := n.more.handle
+	n.more.handle = nil
+	h.names.remove(n)
+	c.freeHandle(h)
+	c.changes++
+}
+
+func (c *core) detach(name string, token uint64) error {
+	n := c.lookup(name, token)
+	if n == nil {
+		return ErrNotHeld
+	}
+	c.dropNameHandle(n)
+	return nil
 }
 
 // queueOf returns the queue for a named lock, new if need be.
@@ -319,7 +347,7 @@ func (c *core) renew(cmd *command) result {
 	n.timeout, n.expiry = cmd.req.Timeout, c.expiry(left)
 	c.names.fixLease(n)
 	c.emitNamed(EventRenewed, n)
-	return result{grant: Grant{n.token, n.since, n.expiry}}
+	return result{grant: n.grant()}
 }
 
 // newLeft is how long the lease lasts from now if it is renewed so.
@@ -372,6 +400,7 @@ func (c *core) setHolder(cmd *command) error {
 		return ErrNotHeld
 	}
 	n.who.UID, n.who.GID = cmd.req.Who.UID, cmd.req.Who.GID
+	c.changes++
 	return nil
 }
 
@@ -381,6 +410,7 @@ func (c *core) setNote(name string, token uint64, note string) error {
 		return ErrNotHeld
 	}
 	n.ext().note = note
+	c.changes++
 	return nil
 }
 
@@ -389,10 +419,19 @@ func (c *core) addWatch(name string, token uint64, id WatchID) error {
 	if n == nil {
 		return ErrNotHeld
 	}
+	if id <= c.lastWatch {
+		return ErrInvalid
+	}
+	c.watchNamed(n, id)
+	c.lastWatch = id
+	c.changes++
+	return nil
+}
+
+func (c *core) watchNamed(n *named, id WatchID) {
 	w := &watch{id: id, named: n}
 	n.ext().watches.push(w)
 	c.watches[id] = w
-	return nil
 }
 
 func (c *core) dropWatch(id WatchID) bool {
@@ -402,6 +441,7 @@ func (c *core) dropWatch(id WatchID) bool {
 	}
 	w.named.more.watches.remove(w)
 	delete(c.watches, id)
+	c.changes++
 	return true
 }
 

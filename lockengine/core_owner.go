@@ -28,33 +28,51 @@ func (o *owner) isProcess() bool { return o.kind == KindProcess || o.kind == Kin
 
 // learn takes from a request what it tells of its owner: its kind, or that it
 // asks through two handles, which only a process can (a description is one).
-func (o *owner) learn(req *Request) {
+func (c *core) learn(o *owner, req *Request) {
+	was := ownerFacts{o.kind, o.told, o.handle}
 	switch {
 	case req.Kind != KindUnknown:
 		o.kind, o.told = req.Kind, true
 	case req.Handle != 0 && o.handle != 0 && req.Handle != o.handle:
-		o.learnProcess()
+		c.learnProcess(o)
 	}
 	if req.Handle != 0 {
 		o.handle = req.Handle
 	}
-}
-
-func (o *owner) learnProcess() {
-	if !o.told {
-		o.kind = KindProcess
+	if was != (ownerFacts{o.kind, o.told, o.handle}) {
+		c.changes++
 	}
 }
 
-// ownerOf returns the state of the request's owner, new if need be.
+// ownerFacts is what can be learnt of an owner.
+type ownerFacts struct {
+	kind   OwnerKind
+	told   bool
+	handle uint64
+}
+
+func (c *core) learnProcess(o *owner) {
+	if !o.told && o.kind != KindProcess {
+		o.kind = KindProcess
+		c.changes++
+	}
+}
+
+// ownerOf returns the state of the request's owner, new if need be, with what
+// the request tells of it.
 func (c *core) ownerOf(req *Request) *owner {
-	o := c.owners[req.Class][req.Owner]
+	o := c.ownerNamed(req.Class, req.Owner)
+	c.learn(o, req)
+	return o
+}
+
+func (c *core) ownerNamed(class Class, key Owner) *owner {
+	o := c.owners[class][key]
 	if o == nil {
 		o = c.pools.owner.get()
-		o.key, o.class = req.Owner, req.Class
-		c.owners[req.Class][req.Owner] = o
+		o.key, o.class = key, class
+		c.owners[class][key] = o
 	}
-	o.learn(req)
 	return o
 }
 
@@ -82,11 +100,13 @@ func (c *core) classified(kinds []ownerKind) {
 	for _, k := range kinds {
 		o := c.owners[Record][k.owner]
 		switch {
-		case o == nil || o.told:
+		case o == nil || o.idle() || o.told:
 		case k.kind == KindUnknown:
 			o.assumed = true
+			c.changes++
 		default:
 			o.kind = k.kind
+			c.changes++
 		}
 	}
 }

@@ -62,6 +62,10 @@ func placeKeyOf(req *Request) placeKey {
 func (c *core) keepPlace(w *waiter) {
 	p := &place{key: placeKeyOf(&w.req), id: w.id, since: w.since, due: c.now.Boot + int64(GhostTime)}
 	p.owner, p.handle = w.owner, w.handle
+	c.addPlace(p)
+}
+
+func (c *core) addPlace(p *place) {
 	if p.owner != nil {
 		p.owner.places.push(p)
 	}
@@ -70,11 +74,11 @@ func (c *core) keepPlace(w *waiter) {
 	}
 	c.places.queue.push(p)
 	head := c.places.byKey[p.key]
-	c.places.byKey[p.key] = addPlace(head, p)
+	c.places.byKey[p.key] = chainPlace(head, p)
 }
 
-// addPlace puts p in the chain by id and returns the new head.
-func addPlace(head, p *place) *place {
+// chainPlace puts p in the chain by id and returns the new head.
+func chainPlace(head, p *place) *place {
 	if head == nil || p.id < head.id {
 		p.later = head
 		return p

@@ -282,9 +282,10 @@ func (c *core) dropOwner(name string, key Owner) {
 	if o == nil || o.idle() {
 		return
 	}
-	o.learnProcess()
+	c.learnProcess(o)
 	for p := range o.places.all {
 		if p.key.name == name {
+			c.changes++
 			c.forgetPlace(p)
 		}
 	}
@@ -302,6 +303,7 @@ func (c *core) dropHandle(id uint64) {
 		case !h.waits.empty():
 			c.giveUp(h.waits.head)
 		case !h.places.empty():
+			c.changes++
 			c.forgetPlace(h.places.head)
 		case !h.segs.empty():
 			c.dropSeg(h.segs.head)

@@ -25,6 +25,9 @@ func (c *core) try(req *Request) result {
 	if err := normalize(req); err != nil {
 		return result{err: err}
 	}
+	if g, ok := c.granted(req); ok {
+		return result{grant: g}
+	}
 	g, ok := c.grantNow(req)
 	if ok {
 		return result{grant: g}
@@ -39,6 +42,9 @@ func (c *core) try(req *Request) result {
 func (c *core) wait(req *Request) result {
 	if err := normalize(req); err != nil {
 		return result{err: err}
+	}
+	if g, ok := c.granted(req); ok {
+		return result{grant: g}
 	}
 	if g, ok := c.grantNow(req); ok {
 		c.answered(req)
@@ -61,6 +67,19 @@ func (c *core) wait(req *Request) result {
 		c.emitRequest(EventDeadlock, req)
 	}
 	return result{waiter: w.id}
+}
+
+// granted returns the grant of a Named request that is made again, since its
+// answer got lost, as long as its lock is held.
+func (c *core) granted(req *Request) (Grant, bool) {
+	if req.Class != Named || req.Key == 0 {
+		return Grant{}, false
+	}
+	n := c.lookup(req.Name, 0)
+	if n == nil || n.key != req.Key || n.owner != req.Owner {
+		return Grant{}, false
+	}
+	return n.grant(), true
 }
 
 // grantNow grants the request if it conflicts with no lock held.
@@ -86,7 +105,7 @@ func (c *core) convert(req *Request) *seg {
 	}
 	s := h.segs.first()
 	if s.mode == req.Mode {
-		h.owner.learn(req)
+		c.learn(h.owner, req)
 		return s
 	}
 	c.giveBackAll(h, Whole)

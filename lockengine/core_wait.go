@@ -18,6 +18,7 @@ type waiter struct {
 
 	byID    links[waiter] // in group.queue
 	byOwner links[waiter] // in group.owners
+	ofCore  hook[waiter]
 	ofOwner hook[waiter]
 	ofHand  hook[waiter]
 	ofParty hook[waiter]
@@ -40,10 +41,12 @@ func (waitersByOwner) less(a, b *waiter) bool {
 	return a.id < b.id
 }
 
+type waitsOfCore struct{}
 type waitsOfOwner struct{}
 type waitsOfHandle struct{}
 type waitsOfParty struct{}
 
+func (waitsOfCore) hook(w *waiter) *hook[waiter]   { return &w.ofCore }
 func (waitsOfOwner) hook(w *waiter) *hook[waiter]  { return &w.ofOwner }
 func (waitsOfHandle) hook(w *waiter) *hook[waiter] { return &w.ofHand }
 func (waitsOfParty) hook(w *waiter) *hook[waiter]  { return &w.ofParty }
@@ -188,6 +191,7 @@ func (c *core) enqueue(req *Request) *waiter {
 
 func (c *core) link(w *waiter) {
 	c.waiters[w.id] = w
+	c.line.push(w)
 	if w.req.Class == Named {
 		w.group = c.queueOf(c.entry(w.req.Name))
 		c.guard(w)
@@ -210,6 +214,7 @@ func (c *core) link(w *waiter) {
 // unlink takes a waiter out of everything.
 func (c *core) unlink(w *waiter) {
 	delete(c.waiters, w.id)
+	c.line.remove(w)
 	c.stats.Waiting[w.req.Class]--
 	w.group.queue.remove(w)
 	w.group.n--

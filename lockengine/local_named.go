@@ -54,3 +54,8 @@ func (l *Local) Unwatch(id WatchID) bool {
 	l.settle()
 	return reading || res.ok
 }
+
+// Detach implements [Engine].
+func (l *Local) Detach(name string, token uint64) error {
+	return l.do(&command{op: opDetach, req: Request{Name: name}, token: token}).err
+}

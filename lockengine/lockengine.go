@@ -130,6 +130,11 @@ type Request struct {
 	Guard string
 	// Meta is kept with the lock and reported, never looked at.
 	Meta string
+	// Key names the request: 0 none. The same request again, with the same
+	// Key, after a restart, is the same request: if it was granted a Named lock
+	// that is still held, it is granted that again, and if it waits, it goes on
+	// waiting in its place (see [Local.Resume]).
+	Key uint64
 }
 
 // Grant is a request granted.
@@ -282,6 +287,8 @@ var (
 	ErrInvalid = errors.New("invalid request")
 	// ErrCanceled: the wait was given up.
 	ErrCanceled = errors.New("wait canceled")
+	// ErrNoSpace: there is no room to record it, and nothing was changed.
+	ErrNoSpace = errors.New("no room to record it")
 	// ErrClosed: the engine is closed.
 	ErrClosed = errors.New("engine closed")
 )
@@ -347,6 +354,10 @@ type Engine interface {
 
 	// SetNote sets the note kept with a named lock.
 	SetNote(name string, token uint64, note string) error
+
+	// Detach makes that a named lock no longer goes with its handle, if it did.
+	// ErrNotHeld if it is not held with that token (0: whatever its token).
+	Detach(name string, token uint64) error
 
 	// Get returns the named lock held on name.
 	Get(name string) (Lock, bool)

@@ -1,0 +1,179 @@
+package lockengine
+
+import "time"
+
+// fields says what of a command counts for an op besides its number.
+type fields uint16
+
+const (
+	hasReq    fields = 1 << iota // all of the request
+	hasName                      // of the request, the name
+	hasLock                      // of the request, class, owner and range
+	hasHandle                    // of the request
+	hasHolder                    // of the request, Who and Timeout
+	hasToken
+	hasHow
+	hasMax // and second
+	hasNote
+	hasWaiter
+	hasWatch
+	hasKinds
+	hasBoot
+)
+
+var fieldsOf = [...]fields{
+	opTick:       0,
+	opTry:        hasReq,
+	opWait:       hasReq,
+	opCancel:     hasWaiter,
+	opUnlock:     hasName | hasLock,
+	opDropOwner:  hasName | hasLock,
+	opDropHandle: hasHandle,
+	opRelease:    hasName | hasToken | hasHow,
+	opRenew:      hasName | hasToken | hasHolder | hasMax,
+	opSetNote:    hasName | hasToken | hasNote,
+	opSetStart:   hasName | hasToken | hasMax,
+	opSetSpan:    hasName | hasToken | hasMax,
+	opSetHolder:  hasName | hasToken | hasHolder,
+	opWatch:      hasName | hasToken | hasWatch,
+	opUnwatch:    hasWatch,
+	opClassify:   hasKinds,
+	opClose:      0,
+	opDetach:     hasName | hasToken,
+	opResume:     hasToken | hasBoot,
+}
+
+// command writes a command and when it was done.
+func (w *encoder) command(cmd *command, at Instant) {
+	f := fieldsOf[cmd.op]
+	w.byte(format)
+	w.byte(byte(cmd.op))
+	w.byte(cmd.flags())
+	w.instant(at)
+	if f&hasReq != 0 {
+		w.request(&cmd.req)
+		return
+	}
+	if f&hasName != 0 {
+		w.str(cmd.req.Name)
+	}
+	if f&hasLock != 0 {
+		w.kinds(cmd.req.Class, 0, 0)
+		w.owner(cmd.req.Owner)
+		w.rng(cmd.req.Range)
+	}
+	if f&hasHandle != 0 {
+		w.num(cmd.req.Handle)
+	}
+	if f&hasHolder != 0 {
+		w.who(cmd.req.Who)
+		w.int(int64(cmd.req.Timeout))
+	}
+	if f&hasToken != 0 {
+		w.num(cmd.token)
+	}
+	if f&hasMax != 0 {
+		w.int(cmd.max)
+		w.int(cmd.second)
+	}
+	w.rare(cmd, f)
+}
+
+// rare is the fields that few commands have.
+func (w *encoder) rare(cmd *command, f fields) {
+	if f&hasHow != 0 {
+		w.byte(byte(cmd.how))
+	}
+	if f&hasNote != 0 {
+		w.str(cmd.note)
+	}
+	if f&hasWaiter != 0 {
+		w.num(uint64(cmd.waiter))
+	}
+	if f&hasWatch != 0 {
+		w.num(uint64(cmd.watch))
+	}
+	if f&hasKinds != 0 {
+		w.num(uint64(len(cmd.kinds)))
+		for _, k := range cmd.kinds {
+			w.owner(k.owner)
+			w.byte(byte(k.kind))
+		}
+	}
+	if f&hasBoot != 0 {
+		w.str(cmd.boot)
+	}
+}
+
+func (cmd *command) flags() (b byte) {
+	for i, set := range [...]bool{cmd.keep, cmd.extend, cmd.fresh} {
+		if set {
+			b |= 1 << i
+		}
+	}
+	return b
+}
+
+// command reads what the encoder's command wrote.
+func (r *decoder) command() (cmd command, at Instant) {
+	if r.byte() != format {
+		r.fail(errVersion)
+	}
+	cmd.op = op(r.byte())
+	if int(cmd.op) >= len(fieldsOf) {
+		r.fail(errVersion)
+		return command{}, Instant{}
+	}
+	flags := r.byte()
+	cmd.keep, cmd.extend, cmd.fresh = flags&1 != 0, flags&2 != 0, flags&4 != 0
+	at = r.instant()
+	f := fieldsOf[cmd.op]
+	if f&hasReq != 0 {
+		cmd.req = r.request()
+		return cmd, at
+	}
+	if f&hasName != 0 {
+		cmd.req.Name = r.str()
+	}
+	if f&hasLock != 0 {
+		cmd.req.Class, _, _ = r.kinds()
+		cmd.req.Owner, cmd.req.Range = r.owner(), r.rng()
+	}
+	if f&hasHandle != 0 {
+		cmd.req.Handle = r.num()
+	}
+	if f&hasHolder != 0 {
+		cmd.req.Who, cmd.req.Timeout = r.who(), time.Duration(r.int())
+	}
+	if f&hasToken != 0 {
+		cmd.token = r.num()
+	}
+	if f&hasMax != 0 {
+		cmd.max, cmd.second = r.int(), r.int()
+	}
+	r.rare(&cmd, f)
+	return cmd, at
+}
+
+func (r *decoder) rare(cmd *command, f fields) {
+	if f&hasHow != 0 {
+		cmd.how = End(r.byte())
+	}
+	if f&hasNote != 0 {
+		cmd.note = r.str()
+	}
+	if f&hasWaiter != 0 {
+		cmd.waiter = WaiterID(r.num())
+	}
+	if f&hasWatch != 0 {
+		cmd.watch = WatchID(r.num())
+	}
+	if f&hasKinds != 0 {
+		for n := r.num(); n > 0 && r.err == nil; n-- {
+			cmd.kinds = append(cmd.kinds, ownerKind{r.owner(), OwnerKind(r.byte())})
+		}
+	}
+	if f&hasBoot != 0 {
+		cmd.boot = r.str()
+	}
+}
