@@ -143,8 +143,13 @@ func (t *namedTable) forgetEnded(boot int64) {
 
 // nextToken is the fencing token of a grant at this moment.
 func (t *namedTable) nextToken(now Instant) uint64 {
-	t.last = max(uint64(max(now.Wall, 0)/int64(time.Microsecond)), t.last+1)
+	t.last = t.lastToken(now) + 1
 	return t.last
+}
+
+// lastToken is the one after which tokens go on at this moment.
+func (t *namedTable) lastToken(now Instant) uint64 {
+	return max(uint64(max(now.Wall/int64(time.Microsecond)-1, 0)), t.last)
 }
 
 // takeName grants the named lock, which is free.

@@ -3,19 +3,26 @@ package lockengine
 import "sync"
 
 // Local is the engine within this process: the core under one mutex, with a
-// clock, callbacks, and readers of the event log.
+// clock, callbacks, and readers of the event log. With a [Log] it can be
+// started again where it was.
 type Local struct {
-	clock    Clock
-	classify func(Owner, Who) OwnerKind
+	clock      Clock
+	classify   func(Owner, Who) OwnerKind
+	boot       string
+	syncGrants bool
 
 	mu      sync.Mutex
 	core    *core                           // GUARDED_BY(mu)
 	waiting map[WaiterID]func(Grant, error) // GUARDED_BY(mu)
 	watches map[WatchID]func(End)           // GUARDED_BY(mu)
 	readers map[WatchID]reader              // GUARDED_BY(mu)
-	watch   WatchID                         // GUARDED_BY(mu): the last one given out
+	reader  WatchID                         // GUARDED_BY(mu): the last one given out
 	alarm   int64                           // GUARDED_BY(mu): when it is set for, by Boot; 0: not set
 	closed  bool                            // GUARDED_BY(mu)
+	record  recorder                        // GUARDED_BY(mu)
+	tokens  tokenBlock                      // GUARDED_BY(mu)
+	held    heldBack                        // GUARDED_BY(mu)
+	replay  replayed                        // GUARDED_BY(mu)
 }
 
 // reader waits for the first event after seq.
@@ -24,10 +31,15 @@ type reader struct {
 	ready func()
 }
 
+// outside begins the numbers that the core knows nothing of: of readers of
+// events, and of grants that are held back.
+const outside = 1 << 63
+
 var _ Engine = (*Local)(nil)
 
 // NewLocal starts an engine with no locks. It fails only if there is no clock.
-// Close it to stop its timer.
+// Close it to stop its timer. If there is a Log, give it what that has to
+// [Local.Replay], and then call [Local.Resume], before anything else.
 func NewLocal(cfg Config) (*Local, error) {
 	clock := cfg.Clock
 	if clock == nil {
@@ -40,42 +52,100 @@ func NewLocal(cfg Config) (*Local, error) {
 		cfg.EventLog = defaultEventLog
 	}
 	return &Local{
-		clock:    clock,
-		classify: cfg.Classify,
-		core:     newCore(cfg.EventLog),
-		waiting:  map[WaiterID]func(Grant, error){},
-		watches:  map[WatchID]func(End){},
-		readers:  map[WatchID]reader{},
+		clock:      clock,
+		classify:   cfg.Classify,
+		boot:       cfg.Boot,
+		syncGrants: cfg.SyncGrants && cfg.Log != nil,
+		core:       newCore(cfg.EventLog),
+		waiting:    map[WaiterID]func(Grant, error){},
+		watches:    map[WatchID]func(End){},
+		readers:    map[WatchID]reader{},
+		record:     recorder{log: cfg.Log, logger: cfg.Logger},
 	}, nil
 }
 
 // do applies one command and tells whoever it concerns.
 func (l *Local) do(cmd *command) result {
 	l.mu.Lock()
-	if l.closed {
+	now, err := l.ready(cmd)
+	if err != nil {
 		l.mu.Unlock()
-		return result{err: ErrClosed}
+		return result{err: err}
 	}
-	res := l.core.apply(cmd, l.clock.Now())
+	res := l.apply(cmd, now)
+	if !l.syncs(cmd, res.err) {
+		l.settle()
+		return res
+	}
+	synced := make(chan error, 1)
+	l.hold(func(err error) { synced <- err })
 	l.settle()
+	if err := <-synced; err != nil {
+		if cmd.op == opTry {
+			l.lose(res.grant.Token)
+		}
+		return result{err: err}
+	}
+	return res
+}
+
+// ready says whether the command can be done, and when it is. The mutex may be
+// unlocked for a while meanwhile.
+func (l *Local) ready(cmd *command) (Instant, error) {
+	for {
+		now := l.clock.Now()
+		if l.closed {
+			return now, ErrClosed
+		}
+		if l.record.log == nil {
+			return now, nil
+		}
+		if cmd.op.grows() {
+			if err := l.room(cmd); err != nil {
+				return now, err
+			}
+		}
+		if wait := l.reserve(cmd, now); wait == nil {
+			return now, nil
+		} else if err := wait(); err != nil {
+			if cmd.op.grows() {
+				return now, err
+			}
+			return now, nil // what gives back is done all the same
+		}
+	}
+}
+
+// apply applies a command, and records it if it changed anything.
+func (l *Local) apply(cmd *command, now Instant) result {
+	before := l.core.changes
+	res := l.core.apply(cmd, now)
+	if l.core.changes != before {
+		l.record.command(cmd, l.core.now)
+	}
 	return res
 }
 
 // look lets time pass, so that nothing that ended is seen, and then looks.
 func (l *Local) look(f func(*core)) {
 	l.mu.Lock()
-	if !l.closed {
-		l.core.apply(&command{op: opTick}, l.clock.Now())
-	}
+	l.tick()
 	f(l.core)
 	l.settle()
 }
 
+func (l *Local) tick() {
+	cmd := command{op: opTick}
+	if now, err := l.ready(&cmd); err == nil {
+		l.apply(&cmd, now)
+	}
+}
+
 // settle ends every method: it sets the alarm, unlocks the mutex, and then
 // calls back, in the order in which the core completed.
-func (l *Local) settle() {
+func (l *Local) settle(earlier ...func()) {
 	l.setAlarm()
-	calls := l.calls()
+	calls := append(earlier, l.calls()...)
 	l.mu.Unlock()
 	for _, call := range calls {
 		call()
@@ -88,7 +158,9 @@ func (l *Local) calls() (calls []func()) {
 		return nil
 	}
 	for i := range l.core.done {
-		calls = append(calls, l.call(l.core.done[i]))
+		if call := l.call(l.core.done[i]); call != nil {
+			calls = append(calls, call)
+		}
 	}
 	clear(l.core.done)
 	l.core.done = l.core.done[:0]
@@ -101,15 +173,28 @@ func (l *Local) calls() (calls []func()) {
 	return calls
 }
 
+// call is the callback for one completion, nil if it is for later.
 func (l *Local) call(d completion) func() {
-	if d.waiter != 0 {
-		done := l.waiting[d.waiter]
-		delete(l.waiting, d.waiter)
-		return func() { done(d.grant, d.err) }
+	if d.waiter == 0 {
+		done := l.watches[d.watch]
+		if done == nil {
+			l.replay.ended(d)
+			return nil
+		}
+		delete(l.watches, d.watch)
+		return func() { done(d.end) }
 	}
-	done := l.watches[d.watch]
-	delete(l.watches, d.watch)
-	return func() { done(d.end) }
+	done := l.waiting[d.waiter]
+	if done == nil {
+		l.replay.decided(d)
+		return nil
+	}
+	delete(l.waiting, d.waiter)
+	if l.syncGrants && d.grant.Expiry != (Instant{}) {
+		l.holdGrant(d.grant, done)
+		return nil
+	}
+	return func() { done(d.grant, d.err) }
 }
 
 // setAlarm sets the alarm if something ends before it would ring. One that
@@ -130,7 +215,7 @@ func (l *Local) ring() {
 		return
 	}
 	l.alarm = 0 // if it rang a little early, it is set again
-	l.core.apply(&command{op: opTick}, l.clock.Now())
+	l.tick()
 	l.settle()
 }
 
@@ -143,19 +228,24 @@ func (l *Local) Try(req Request) (Grant, error) {
 // Wait implements [Engine].
 func (l *Local) Wait(req Request, done func(Grant, error)) (Grant, WaiterID, error) {
 	l.mu.Lock()
-	if l.closed {
-		l.mu.Unlock()
-		return Grant{}, 0, ErrClosed
+	if claim := l.claim(&req); claim != nil {
+		return l.waitAgain(claim, done)
 	}
 	cmd := command{op: opWait, req: req}
-	now := l.clock.Now()
-	res := l.core.apply(&cmd, now)
+	now, err := l.ready(&cmd)
+	if err != nil {
+		l.mu.Unlock()
+		return Grant{}, 0, err
+	}
+	res := l.apply(&cmd, now)
 	for res.ask != nil {
-		l.core.apply(&command{op: opClassify, kinds: l.answer(res.ask)}, now)
-		res = l.core.apply(&cmd, now)
+		l.apply(&command{op: opClassify, kinds: l.answer(res.ask)}, now)
+		res = l.apply(&cmd, now)
 	}
 	if res.waiter != 0 {
 		l.waiting[res.waiter] = done
+	} else if l.syncs(&cmd, res.err) {
+		res.grant, res.waiter = Grant{}, l.holdGrant(res.grant, done)
 	}
 	l.settle()
 	return res.grant, res.waiter, res.err
@@ -175,11 +265,13 @@ func (l *Local) answer(ask []question) []ownerKind {
 // Cancel implements [Engine].
 func (l *Local) Cancel(id WaiterID, keepPlace bool) bool {
 	l.mu.Lock()
-	if l.closed {
+	cmd := command{op: opCancel, waiter: id, keep: keepPlace}
+	now, err := l.ready(&cmd)
+	if err != nil {
 		l.mu.Unlock()
 		return false
 	}
-	res := l.core.apply(&command{op: opCancel, waiter: id, keep: keepPlace}, l.clock.Now())
+	res := l.apply(&cmd, now)
 	if res.ok {
 		delete(l.waiting, id)
 	}
@@ -214,7 +306,7 @@ func (l *Local) Close() error {
 		l.mu.Unlock()
 		return nil
 	}
-	l.core.apply(&command{op: opClose}, l.clock.Now())
+	l.apply(&command{op: opClose}, l.clock.Now())
 	l.closed = true
 	clear(l.watches)
 	l.settle()

@@ -21,38 +21,43 @@ func (l *Local) SetNote(name string, token uint64, note string) error {
 // Watch implements [Engine]. Token 0 watches the one held now.
 func (l *Local) Watch(name string, token uint64, done func(End)) (WatchID, error) {
 	l.mu.Lock()
-	if l.closed {
+	cmd := command{op: opWatch, req: Request{Name: name}, token: token}
+	now, err := l.ready(&cmd)
+	if err != nil {
 		l.mu.Unlock()
-		return 0, ErrClosed
+		return 0, err
 	}
-	l.watch++
-	id := l.watch
-	cmd := command{op: opWatch, req: Request{Name: name}, token: token, watch: id}
-	res := l.core.apply(&cmd, l.clock.Now())
+	cmd.watch = l.core.lastWatch + 1
+	res := l.apply(&cmd, now)
 	if res.err != nil {
-		id = 0
+		cmd.watch = 0
 	} else {
-		l.watches[id] = done
+		l.watches[cmd.watch] = done
 	}
 	l.settle()
-	return id, res.err
+	return cmd.watch, res.err
 }
 
 // Unwatch implements [Engine].
 func (l *Local) Unwatch(id WatchID) bool {
 	l.mu.Lock()
-	if l.closed {
+	if _, reading := l.readers[id]; reading {
+		delete(l.readers, id)
+		l.mu.Unlock()
+		return true
+	}
+	cmd := command{op: opUnwatch, watch: id}
+	now, err := l.ready(&cmd)
+	if err != nil {
 		l.mu.Unlock()
 		return false
 	}
-	_, reading := l.readers[id]
-	delete(l.readers, id)
-	res := l.core.apply(&command{op: opUnwatch, watch: id}, l.clock.Now())
+	res := l.apply(&cmd, now)
 	if res.ok {
 		delete(l.watches, id)
 	}
 	l.settle()
-	return reading || res.ok
+	return res.ok
 }
 
 // Detach implements [Engine].

@@ -59,8 +59,8 @@ func (l *Local) Events(after uint64, max int) (events []Event, missed uint64) {
 // there is an event already.
 func (l *Local) OnEvents(after uint64, ready func()) (id WatchID) {
 	l.look(func(c *core) {
-		l.watch++
-		id = l.watch
+		l.reader++
+		id = outside | l.reader
 		if !l.closed {
 			l.readers[id] = reader{after, ready}
 		}
@@ -70,6 +70,9 @@ func (l *Local) OnEvents(after uint64, ready func()) (id WatchID) {
 
 // Stats implements [Engine].
 func (l *Local) Stats() (s Stats) {
-	l.look(func(c *core) { s = c.statsNow() })
+	l.look(func(c *core) {
+		s = c.statsNow()
+		s.Unrecorded = len(l.record.owed)
+	})
 	return s
 }

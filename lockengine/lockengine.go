@@ -41,6 +41,7 @@ package lockengine
 
 import (
 	"errors"
+	"log/slog"
 	"time"
 )
 
@@ -273,6 +274,7 @@ type Stats struct {
 	Expired, Forced            uint64
 	Events                     uint64 // last Seq
 	LastToken                  uint64
+	Unrecorded                 int // changes that the Log had no room for, as of now
 }
 
 // Errors of an Engine, to be told apart with errors.Is.
@@ -413,6 +415,33 @@ type Config struct {
 	// It is called with the engine's mutex held, must be quick and must not
 	// call the engine. nil, or an answer of KindUnknown, counts as KindProcess.
 	Classify func(owner Owner, who Who) OwnerKind
+	// Log keeps what another engine needs to go on where this one ended; nil:
+	// nothing is kept. Close it after the engine.
+	Log Log
+	// Boot is an id of this boot of the machine. It is recorded, and leases are
+	// moved to new clocks when it has changed.
+	Boot string
+	// SyncGrants makes that of a Named lock with a timeout a grant, a renewal
+	// and a change of times are told only when they are on disk. Wait never
+	// returns such a grant, but calls done then. If that fails the caller gets
+	// the error of the Log, and a grant is released again (Lost).
+	SyncGrants bool
+	// Logger is told, once, when the Log fails; nil: nobody is.
+	Logger *slog.Logger
+}
+
+// Log is where an engine keeps its changes (package journal). A record has a
+// kind, of which the engine uses 1 to 9. Append and Synced are called with a
+// mutex of the engine held; they must not call the engine, or wait for it.
+type Log interface {
+	// Room returns nil if n+reserve bytes can be appended.
+	Room(n, reserve int) error
+	// Append appends a record, of all of data, and returns its position: later
+	// ones have greater ones.
+	Append(kind uint8, data ...[]byte) (pos uint64, err error)
+	// Synced calls done, once and from another goroutine, when everything up to
+	// pos, also what was there before this process, is on disk, or cannot be.
+	Synced(pos uint64, done func(error))
 }
 
 // Clock is the time and one alarm.

@@ -1,0 +1,127 @@
+package lockengine
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+)
+
+// Kinds of records.
+const (
+	recordCommand uint8 = 1
+	recordState   uint8 = 2
+	recordTokens  uint8 = 3
+)
+
+// recorder appends commands to the log.
+type recorder struct {
+	log    Log // nil: nothing is recorded
+	logger *slog.Logger
+	pos    uint64    // of the last record
+	enc    encoder   // used again for each command
+	part   [1][]byte // what to append: here, so that the call allocates nothing
+	owed   [][]byte  // commands that there was no room for, to be appended first
+	failed bool      // that was logged
+}
+
+// command records a command. If that fails it is kept, and appended before
+// anything else is, so that the order stays.
+func (r *recorder) command(cmd *command, at Instant) {
+	if r.log == nil {
+		return
+	}
+	r.enc.buf = r.enc.buf[:0]
+	r.enc.command(cmd, at)
+	err := r.settle()
+	if err == nil {
+		err = r.append(recordCommand, r.enc.buf)
+	}
+	if err != nil {
+		r.owe(r.enc.buf, err)
+	}
+}
+
+func (r *recorder) append(kind uint8, data []byte) error {
+	r.part[0] = data
+	pos, err := r.log.Append(kind, r.part[:]...)
+	if err == nil {
+		r.pos = pos
+	}
+	return err
+}
+
+// settle appends what is owed.
+func (r *recorder) settle() error {
+	for len(r.owed) > 0 {
+		if err := r.append(recordCommand, r.owed[0]); err != nil {
+			return err
+		}
+		r.owed = slices.Delete(r.owed, 0, 1)
+	}
+	return nil
+}
+
+func (r *recorder) owe(data []byte, err error) {
+	r.owed = append(r.owed, slices.Clone(data))
+	if r.logger != nil && !r.failed {
+		r.logger.Error("a change of locks could not be recorded; it would be undone by a crash now", "err", err)
+	}
+	r.failed = true
+}
+
+// grows says whether the op may make the state larger, or is only good with a
+// record: these are refused when there is no room for it. What gives back
+// never is.
+func (o op) grows() bool {
+	switch o {
+	case opTry, opWait, opRenew, opSetNote, opSetStart, opSetSpan, opSetHolder, opWatch:
+		return true
+	}
+	return false
+}
+
+const (
+	// commandRoom is more than a command takes, but for its texts.
+	commandRoom = 256
+	// What must stay free for what gives back, in bytes: a part for each thing
+	// that is to be given back.
+	reserveMin  = 64 << 10
+	reserveEach = 64
+	reserveMax  = 4 << 20
+)
+
+// room fails with ErrNoSpace if there is none to record the command.
+func (l *Local) room(cmd *command) error {
+	r := &cmd.req
+	n := commandRoom + len(r.Name) + len(r.Guard) + len(r.Meta) + len(cmd.note)
+	err := l.record.settle()
+	if err == nil {
+		err = l.record.log.Room(n, l.core.reserve())
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return nil
+}
+
+func (c *core) reserve() int {
+	n := len(c.waiters) + len(c.watches)
+	for _, held := range c.stats.Held {
+		n += held
+	}
+	return min(reserveMin+reserveEach*n, reserveMax)
+}
+
+// Checkpoint returns the whole state, as of the moment at which it calls
+// switchLog, in pieces: each is for one record of kind 2, in this order. The
+// first and the last are marked as such, and reading them all replaces what was
+// read before. switchLog must make that what is recorded from now on comes
+// after them; it must be quick and must not call the engine.
+func (l *Local) Checkpoint(switchLog func()) (chunks [][]byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switchLog()
+	l.core.encode(l.tokens.reserved, func(chunk []byte) { chunks = append(chunks, chunk) })
+	l.record.owed = nil // it is in the state
+	return chunks
+}

@@ -1,0 +1,257 @@
+package lockengine
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// replayed is what is known from a log and not claimed yet.
+type replayed struct {
+	state  *stateDecoder // of a state that is being read
+	byID   map[WaiterID]*claim
+	byKey  map[uint64]*claim
+	endOf  map[WatchID]End // of watches that nobody has claimed
+	closed bool            // nothing more is claimed
+}
+
+// claim is a request that waited when the engine was started again.
+type claim struct {
+	id      WaiterID
+	req     Request
+	decided bool // then grant or err
+	grant   Grant
+	err     error
+}
+
+// ended keeps the end of a watch for who claims it.
+func (r *replayed) ended(d completion) {
+	if r.closed {
+		return
+	}
+	if r.endOf == nil {
+		r.endOf = map[WatchID]End{}
+	}
+	r.endOf[d.watch] = d.end
+}
+
+// decided keeps an outcome for who claims it.
+func (r *replayed) decided(d completion) {
+	if c := r.byID[d.waiter]; c != nil {
+		c.decided, c.grant, c.err = true, d.grant, d.err
+	}
+}
+
+// Replay takes a record of an earlier engine. Call it with all that the log
+// has of the kinds 1 to 9, in order, before [Local.Resume]. It fails if the
+// record cannot be understood; then this engine is of no use. data can be used
+// again by the caller.
+func (l *Local) Replay(kind uint8, data []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var err error
+	switch {
+	case kind == recordState:
+		err = l.replayState(data)
+	case l.replay.state != nil:
+		err = errOrder
+	case kind == recordCommand:
+		err = l.replayCommand(data)
+	case kind == recordTokens:
+		err = l.replayTokens(data)
+	default:
+		err = errVersion
+	}
+	if err != nil {
+		return fmt.Errorf("replay of locks: a record of kind %d: %w", kind, err)
+	}
+	return nil
+}
+
+func (l *Local) replayCommand(data []byte) error {
+	r := decoder{buf: data}
+	cmd, at := r.command()
+	if err := r.end(); err != nil {
+		return err
+	}
+	l.core.apply(&cmd, at)
+	for _, d := range l.core.done {
+		if d.waiter == 0 {
+			l.replay.ended(d)
+		}
+	}
+	clear(l.core.done)
+	l.core.done = l.core.done[:0]
+	return nil
+}
+
+func (l *Local) replayState(chunk []byte) error {
+	if l.replay.state == nil {
+		l.replay.state = &stateDecoder{core: newCore(l.core.log.bound)}
+	}
+	core, err := l.replay.state.chunk(chunk)
+	if core == nil || err != nil {
+		return err
+	}
+	l.core, l.tokens.reserved = core, l.replay.state.reserved
+	l.replay = replayed{}
+	return nil
+}
+
+func (l *Local) replayTokens(data []byte) error {
+	r := decoder{buf: data}
+	if r.byte() != format {
+		return errVersion
+	}
+	last := r.word()
+	if err := r.end(); err != nil {
+		return err
+	}
+	l.tokens.reserved = max(l.tokens.reserved, last)
+	return nil
+}
+
+// Resumption says what is known of a restart. The zero value is a fresh mount
+// after an orderly end.
+type Resumption struct {
+	// Same: the clients are still there, and go on as if nothing had happened.
+	// Otherwise only timed locks stay. (In another boot nobody is still there.)
+	Same bool
+	// Lost: the end of the log may be lost, since the machine went down.
+	Lost bool
+}
+
+// Resume ends the replay, and time goes on. If the clients are the same, they
+// claim what they wait for: Wait with the Key of a request that waits still
+// goes on with that, with the same WaiterID, or returns what it came
+// to since;
+// [Local.Rewatch] does it for a watch. When all have, call [Local.Claimed].
+func (l *Local) Resume(r Resumption) error {
+	l.mu.Lock()
+	if l.replay.state != nil {
+		l.mu.Unlock()
+		return errors.New("replay of locks: the end of the state is missing")
+	}
+	same := r.Same && l.boot == l.core.boot
+	if same {
+		l.expectClaims()
+	}
+	cmd := command{op: opResume, fresh: !same, boot: l.boot}
+	if r.Lost {
+		cmd.token = l.tokens.reserved
+	}
+	l.apply(&cmd, l.reserveFirst(cmd.token))
+	l.settle()
+	if !same {
+		l.Claimed()
+	}
+	return nil
+}
+
+func (l *Local) expectClaims() {
+	l.replay.byID = map[WaiterID]*claim{}
+	l.replay.byKey = map[uint64]*claim{}
+	for w := range l.core.line.all {
+		c := &claim{id: w.id, req: w.req}
+		l.replay.byID[w.id] = c
+		if w.req.Key != 0 {
+			l.replay.byKey[w.req.Key] = c
+		}
+	}
+}
+
+// claim returns what the request has waited for since before the restart, nil
+// if nothing. It is claimed once.
+func (l *Local) claim(req *Request) *claim {
+	c := l.replay.byKey[req.Key]
+	if c == nil || l.closed || c.req.Class != req.Class || c.req.Name != req.Name || c.req.Owner != req.Owner {
+		return nil
+	}
+	delete(l.replay.byKey, req.Key)
+	delete(l.replay.byID, c.id)
+	if !c.decided && l.core.waiters[c.id] == nil {
+		return nil // it was canceled
+	}
+	return c
+}
+
+// waitAgain is Wait for a request that was claimed.
+func (l *Local) waitAgain(c *claim, done func(Grant, error)) (Grant, WaiterID, error) {
+	defer l.mu.Unlock()
+	switch {
+	case !c.decided:
+		l.waiting[c.id] = done
+		return Grant{}, c.id, nil
+	case l.syncGrants && c.grant.Expiry != Instant{}:
+		return Grant{}, l.holdGrant(c.grant, done), nil
+	}
+	return c.grant, 0, c.err
+}
+
+// Rewatch gives a watch of before the restart its callback again, and reports
+// whether there is such a watch. If the lock ended meanwhile, done is called
+// before it returns.
+func (l *Local) Rewatch(id WatchID, done func(End)) bool {
+	l.mu.Lock()
+	if end, ended := l.replay.endOf[id]; ended {
+		delete(l.replay.endOf, id)
+		l.mu.Unlock()
+		done(end)
+		return true
+	}
+	defer l.mu.Unlock()
+	if l.closed || l.core.watches[id] == nil {
+		return false
+	}
+	l.watches[id] = done
+	return true
+}
+
+// Claimed says that no more claims come: what nobody claimed is canceled, or
+// given back if it was granted since.
+func (l *Local) Claimed() {
+	l.mu.Lock()
+	tick := command{op: opTick}
+	now, err := l.ready(&tick)
+	if err != nil {
+		l.mu.Unlock()
+		return
+	}
+	l.apply(&tick, now)
+	calls := l.calls() // outcomes up to now go to the claims; there are no more at this instant
+	for _, cmd := range l.unclaimed() {
+		l.apply(&cmd, now)
+	}
+	l.replay = replayed{closed: true}
+	l.settle(calls...)
+}
+
+// unclaimed are the commands that end what nobody claimed. Waits come first,
+// so that none of them is granted what goes.
+func (l *Local) unclaimed() (cmds []command) {
+	for _, w := range l.core.waitersInOrder() {
+		if l.waiting[w.id] == nil {
+			cmds = append(cmds, command{op: opCancel, waiter: w.id})
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(l.core.watches)) {
+		if l.watches[id] == nil {
+			cmds = append(cmds, command{op: opUnwatch, watch: id})
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(l.replay.byID)) {
+		if c := l.replay.byID[id]; c.decided && c.err == nil {
+			cmds = append(cmds, c.undo())
+		}
+	}
+	return cmds
+}
+
+// undo is the command that gives back what was granted.
+func (c *claim) undo() command {
+	if c.req.Class == Named {
+		return command{op: opRelease, req: Request{Name: c.req.Name}, token: c.grant.Token, how: Lost}
+	}
+	return command{op: opUnlock, req: c.req}
+}

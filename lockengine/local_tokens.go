@@ -1,0 +1,88 @@
+package lockengine
+
+import "time"
+
+// No token is given out twice, even if the end of the log is lost with the
+// machine: tokens are reserved in blocks, by a record that is on disk before
+// any of them is given out. After such a loss tokens go on behind the block.
+
+// tokenBlock is the tokens reserved.
+type tokenBlock struct {
+	reserved uint64        // the last one that was asked for
+	safe     uint64        // the last one of which it is known on disk
+	pending  chan struct{} // closed when what was asked for is decided; nil: nothing was
+	err      error         // of the last time
+}
+
+// tokenSpan is how many tokens are reserved at once: as many as there are
+// microseconds in an hour, since tokens follow the clock.
+const tokenSpan = uint64(time.Hour / time.Microsecond)
+
+// reserve sees to it that the tokens that the command may give out are
+// reserved, and some for later. It returns nil if they are, or how to wait for
+// it, with the mutex unlocked meanwhile.
+func (l *Local) reserve(cmd *command, now Instant) (wait func() error) {
+	n := uint64(l.core.stats.Waiting[Named])
+	if (cmd.op == opTry || cmd.op == opWait) && cmd.req.Class == Named {
+		n++
+	}
+	if n == 0 {
+		return nil
+	}
+	t := &l.tokens
+	last := l.core.names.lastToken(now) + n
+	if t.pending == nil && (last > t.safe || last+tokenSpan/2 > t.reserved) {
+		l.askTokens(last + tokenSpan)
+	}
+	if last <= t.safe {
+		return nil
+	}
+	return l.waitTokens
+}
+
+// askTokens begins to reserve tokens up to last.
+func (l *Local) askTokens(last uint64) {
+	t := &l.tokens
+	var e encoder
+	e.byte(format)
+	e.word(last)
+	if t.err = l.record.append(recordTokens, e.buf); t.err != nil {
+		return
+	}
+	t.reserved = max(t.reserved, last)
+	done := make(chan struct{})
+	t.pending = done
+	l.record.log.Synced(l.record.pos, func(err error) {
+		l.mu.Lock()
+		if t.pending, t.err = nil, err; err == nil {
+			t.safe = max(t.safe, last)
+		}
+		l.mu.Unlock()
+		close(done)
+	})
+}
+
+// waitTokens waits until it is decided what was asked for last.
+func (l *Local) waitTokens() error {
+	if done := l.tokens.pending; done != nil {
+		l.mu.Unlock()
+		<-done
+		l.mu.Lock()
+	}
+	return l.tokens.err
+}
+
+// reserveFirst begins to reserve tokens, behind the one given too, and returns
+// what time it is. It waits only if tokens may be given out at once, to those
+// who wait for a lease that ran out meanwhile.
+func (l *Local) reserveFirst(floor uint64) Instant {
+	now := l.clock.Now()
+	if l.record.log == nil {
+		return now
+	}
+	l.askTokens(max(floor, l.core.names.lastToken(now)+uint64(l.core.stats.Waiting[Named])) + tokenSpan)
+	if l.core.stats.Waiting[Named] > 0 && l.core.names.due(now.Boot) != nil {
+		_ = l.waitTokens() // what ran out ends, whatever comes of it
+	}
+	return now
+}
