@@ -150,7 +150,7 @@ func (f *FS) setSize(n *node, p *pathFD, in *fuse.SetAttrIn) error {
 	if in.Valid&fuse.FATTR_FH != 0 {
 		if h, err := f.grab(in.Fh); err == nil {
 			defer f.drop(h)
-			if h.writable {
+			if h.writable() {
 				return truncate(h.fd, size, in.Valid)
 			}
 		}

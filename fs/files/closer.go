@@ -10,13 +10,29 @@ import (
 type doomed struct {
 	fd   int
 	slow bool // it may be the last one of a file without names, whose blocks are freed then
+
+	stored bool // the store has a duplicate, of handle fh
+	fh     uint64
 }
 
 // doom needs mu.
-func (n *node) doom(fd int) doomed { return doomed{fd, len(n.links) == 0 && !n.isDir()} }
+func (n *node) doom(fd int) doomed { return doomed{fd: fd, slow: len(n.links) == 0 && !n.isDir()} }
+
+// doom needs FS.mu.
+func (h *handle) doom() doomed {
+	d := h.node.doom(h.fd)
+	d.stored, d.fh = h.stored, h.fh
+	return d
+}
 
 func (f *FS) dispose(ds []doomed) {
 	for _, d := range ds {
+		if d.stored {
+			f.store.Drop(d.fh)
+		}
+		if d.fd < 0 {
+			continue
+		}
 		if d.slow {
 			f.closer.close(d.fd)
 		} else {

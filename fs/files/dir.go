@@ -26,6 +26,13 @@ type dirent struct {
 
 // OpenDir opens a directory for reading.
 func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if h := f.openedBefore(&in.InHeader); h != nil {
+		h.answer(out)
+		return fuse.OK
+	}
+	if err := f.room(); err != nil {
+		return status(err)
+	}
 	n, err := f.node(in.NodeId)
 	if err != nil {
 		return status(err)
@@ -35,18 +42,20 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 		return status(err)
 	}
 	defer f.release(p)
-	fd, err := unix.Openat(p.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC
+	fd, err := unix.Openat(p.fd, ".", flags, 0)
 	if err != nil {
 		return status(err)
 	}
-	h := &handle{node: n, fd: fd, uid: in.Uid, dir: &dirStream{}}
+	h := newHandle(&in.InHeader, n, fd, flags)
+	h.dir = &dirStream{}
 	f.addHandle(h)
-	out.Fh = h.fh
+	h.answer(out)
 	return fuse.OK
 }
 
 // ReleaseDir ends a directory handle.
-func (f *FS) ReleaseDir(in *fuse.ReleaseIn) { f.removeHandle(in.Fh) }
+func (f *FS) ReleaseDir(in *fuse.ReleaseIn) { f.end(in.Fh) }
 
 // ReadDir lists names.
 func (f *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
@@ -79,7 +88,7 @@ func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryL
 				return true
 			}
 		}
-		if n, st, err := f.resolve(h.node, dir, e.name); err == nil {
+		if n, st, err := f.resolve(h.node, dir, e.name, f.room); err == nil {
 			fillEntry(entry, n, st)
 			out.FixMode(uint32(st.Mode))
 		}

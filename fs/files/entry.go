@@ -23,7 +23,7 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 		return status(err)
 	}
 	defer f.release(p)
-	n, st, err := f.resolve(dir, p, name)
+	n, st, err := f.resolve(dir, p, name, f.room)
 	if err != nil {
 		return status(err)
 	}
@@ -31,8 +31,9 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 	return fuse.OK
 }
 
-// resolve makes the node of a name, with one more lookup of the kernel's counted.
-func (f *FS) resolve(dir *node, p *pathFD, name string) (*node, *unix.Statx_t, error) {
+// resolve makes the node of a name, with one more lookup of the kernel's counted. A node that is new has to be
+// allowed; what a request has just created always is.
+func (f *FS) resolve(dir *node, p *pathFD, name string, allow func() error) (*node, *unix.Statx_t, error) {
 	at, quiet := f.changesOf(dir)
 	st := new(unix.Statx_t)
 	if err := statAt(p.fd, name, st); err != nil {
@@ -44,7 +45,12 @@ func (f *FS) resolve(dir *node, p *pathFD, name string) (*node, *unix.Statx_t, e
 	if !f.mount.same(mountOf(st)) {
 		return nil, nil, unix.EXDEV
 	}
-	n, err := f.admit(st, func(n *node) error { return f.prepare(n, p.fd, name) })
+	n, err := f.admit(st, func(n *node) error {
+		if err := allow(); err != nil {
+			return err
+		}
+		return f.prepare(n, p.fd, name)
+	})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -75,20 +81,29 @@ func (f *FS) warnACL(name string) {
 	}
 }
 
+func allowed() error { return nil }
+
 // make creates a name in a directory with the caller's identity and answers with its entry.
-func (f *FS) make(c *fuse.Caller, parent uint64, name string, out *fuse.EntryOut, create func(dirfd int) error) fuse.Status {
+func (f *FS) make(in *fuse.InHeader, c *fuse.Caller, name string, out *fuse.EntryOut, create func(dirfd int) error) fuse.Status {
+	if err := f.room(); err != nil {
+		return status(err)
+	}
 	if err := checkName(name); err != nil {
 		return status(err)
 	}
-	dir, p, err := f.directory(parent)
+	dir, p, err := f.directory(in.NodeId)
 	if err != nil {
 		return status(err)
 	}
 	defer f.release(p)
-	if err := f.changing(dir, c, func() error { return create(p.fd) }); err != nil {
+	now := f.look(place{p.fd, name})
+	_, err = f.once(in, now, now[0] != nothing, func() error {
+		return f.changing(dir, c, func() error { return create(p.fd) })
+	})
+	if err != nil {
 		return status(err)
 	}
-	n, st, err := f.resolve(dir, p, name)
+	n, st, err := f.resolve(dir, p, name, allowed)
 	if err != nil {
 		return status(err)
 	}
@@ -115,21 +130,21 @@ func (f *FS) directory(id uint64) (*node, *pathFD, error) {
 
 // Mkdir makes a directory; a setgid parent's group is inherited as the backing does it.
 func (f *FS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	return f.make(&in.Caller, in.NodeId, name, out, func(dirfd int) error {
+	return f.make(&in.InHeader, &in.Caller, name, out, func(dirfd int) error {
 		return unix.Mkdirat(dirfd, name, in.Mode&0o7777)
 	})
 }
 
 // Mknod makes a fifo, socket, regular file or device. The kernel lets only CAP_MKNOD make devices.
 func (f *FS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
-	return f.make(&in.Caller, in.NodeId, name, out, func(dirfd int) error {
+	return f.make(&in.InHeader, &in.Caller, name, out, func(dirfd int) error {
 		return unix.Mknodat(dirfd, name, in.Mode, int(in.Rdev))
 	})
 }
 
 // Symlink makes a symbolic link; what it points to is the caller's affair and never followed here.
 func (f *FS) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
-	return f.make(&in.Caller, in.NodeId, name, out, func(dirfd int) error {
+	return f.make(in, &in.Caller, name, out, func(dirfd int) error {
 		return unix.Symlinkat(target, dirfd, name)
 	})
 }
@@ -146,7 +161,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 	}
 	defer f.release(p)
 	self := &fuse.Caller{} // nothing is created, so there is no owner to set
-	return f.make(self, in.NodeId, name, out, func(dirfd int) error {
+	return f.make(&in.InHeader, self, name, out, func(dirfd int) error {
 		return unix.Linkat(unix.AT_FDCWD, procPath(p.fd), dirfd, name, unix.AT_SYMLINK_FOLLOW)
 	})
 }

@@ -131,7 +131,7 @@ func (f *FS) release(p *pathFD) {
 // descriptor somebody has open, which is all that an unlinked file has; or by name.
 func (f *FS) reopen(n *node) (int, error) {
 	if n.handle != nil {
-		if fd, err := f.openHandle(n); err == nil {
+		if fd, err := f.openHandle(n, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC); err == nil {
 			return fd, nil
 		}
 	}
@@ -164,8 +164,8 @@ func (f *FS) verified(n *node, fd int) (int, error) {
 	return fd, nil
 }
 
-func (f *FS) openHandle(n *node) (int, error) {
-	fd, err := unix.OpenByHandleAt(f.root.fd.fd, *n.handle, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC)
+func (f *FS) openHandle(n *node, flags int) (int, error) {
+	fd, err := unix.OpenByHandleAt(f.root.fd.fd, *n.handle, flags)
 	if err != nil {
 		return -1, err
 	}

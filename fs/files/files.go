@@ -23,6 +23,11 @@ type Config struct {
 	Logger      *slog.Logger
 	MaxFDs      int // O_PATH descriptors kept for nodes; 0: a quarter of RLIMIT_NOFILE
 
+	// Log keeps what a successor of this process must know; nil: nothing is kept.
+	Log Log
+	// Store keeps descriptors beyond our death; nil: none.
+	Store Store
+
 	noHandles bool // for tests: as if the backing could not decode file handles
 }
 
@@ -32,6 +37,21 @@ type Passthrough interface {
 	Register(fd int) (id int32, err error)
 	// Unregister is FUSE_DEV_IOC_BACKING_CLOSE.
 	Unregister(id int32)
+}
+
+// Log is the part of a journal that is needed.
+type Log interface {
+	// Room fails unless n+reserve more bytes can be appended.
+	Room(n, reserve int) error
+	// Append adds one record of the concatenated data.
+	Append(kind uint8, data ...[]byte) (pos uint64, err error)
+}
+
+// Store keeps descriptors for a successor, by the number of their handle.
+type Store interface {
+	Put(fh uint64, fd int) error // keeps a duplicate; replaces
+	Drop(fh uint64)
+	Take() (map[uint64]int, error) // all that are kept, duplicates that are now ours
 }
 
 // FS serves the nodes below files/. It implements fuse.RawFileSystem, but for the lock requests.
@@ -50,6 +70,10 @@ type FS struct {
 	passOff     atomic.Bool   // the kernel said never
 	closer      *closer       // closes what may take long
 	warnedACL   atomic.Uint64 // ACLs met, to warn once
+	journal     Log           // nil: none
+	store       Store         // nil: none
+	storeAll    bool          // a successor could not open every file again by itself
+	storeFailed atomic.Bool   // said once
 
 	mu       sync.Mutex
 	nodes    map[uint64]*node   // GUARDED_BY(mu)
@@ -58,7 +82,13 @@ type FS struct {
 	lru      lru                // GUARDED_BY(mu)
 	open     map[uint64]*handle // GUARDED_BY(mu)
 	lastNode uint64             // GUARDED_BY(mu)
-	lastFh   uint64             // GUARDED_BY(mu)
+	pinned   int                // nodes that are. GUARDED_BY(mu)
+
+	intents       map[uint64]state // of requests not answered yet. GUARDED_BY(mu)
+	inherited     map[uint64]state // of requests that may be sent again. GUARDED_BY(mu)
+	highestID     int32            // of the backing ids there were. GUARDED_BY(mu)
+	scratch       []byte           // for the record being made. GUARDED_BY(mu)
+	journalFailed bool             // said once. GUARDED_BY(mu)
 }
 
 var _ fuse.RawFileSystem = (*FS)(nil)
@@ -76,6 +106,10 @@ func New(cfg Config) (*FS, error) {
 		names:         map[nameKey]*node{},
 		open:          map[uint64]*handle{},
 		lastNode:      Root,
+		journal:       cfg.Log,
+		store:         cfg.Store,
+		intents:       map[uint64]state{},
+		inherited:     map[uint64]state{},
 	}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
@@ -87,6 +121,7 @@ func New(cfg Config) (*FS, error) {
 		return nil, err
 	}
 	f.handlesWork = !cfg.noHandles && decodesHandles(f.root.fd.fd)
+	f.storeAll = !f.handlesWork || os.Geteuid() != 0
 	if cfg.AllowOther && os.Geteuid() == 0 {
 		creds, err := newCallerCreds()
 		if err != nil {
@@ -157,7 +192,9 @@ func (f *FS) Close() error {
 		}
 	}
 	for _, h := range f.open {
-		fds = append(fds, h.fd)
+		if h.fd >= 0 {
+			fds = append(fds, h.fd)
+		}
 	}
 	clear(f.nodes)
 	clear(f.idents)

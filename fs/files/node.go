@@ -26,6 +26,9 @@ type node struct {
 	changes  uint64 // ... that have ended
 	gone     bool   // no longer in the table
 
+	pinned    bool // replayed: the kernel has more references than lookups counts
+	sheltered bool // its handles are stored, since it may have no name
+
 	io ioMode // guarded by its own mutex
 }
 
@@ -39,6 +42,8 @@ type nameKey struct {
 	parent uint64
 	name   string
 }
+
+func (l link) key() nameKey { return nameKey{l.parent.id, l.name} }
 
 func newNode(id uint64, st *unix.Statx_t) *node {
 	i := identOf(st)
@@ -83,6 +88,7 @@ func (f *FS) admit(st *unix.Statx_t, prepare func(*node) error) (*node, error) {
 		n = fresh
 		n.id = f.lastNode
 		f.nodes[n.id], f.idents[id] = n, n
+		f.note(recordNode, n.record)
 	}
 	n.lookups++
 	return n, nil
@@ -97,6 +103,9 @@ func (f *FS) Forget(id, lookups uint64) {
 		return
 	}
 	n.lookups -= min(n.lookups, lookups)
+	if n.lookups == 0 && len(n.links) == 0 {
+		f.unpin(n)
+	}
 	ds := f.dropUnused(n, nil)
 	f.mu.Unlock()
 	f.dispose(ds)
@@ -105,23 +114,41 @@ func (f *FS) Forget(id, lookups uint64) {
 // dropUnused removes n, and the directories kept only for its sake, once nothing refers to it. It returns the
 // descriptors to close. Needs mu.
 func (f *FS) dropUnused(n *node, ds []doomed) []doomed {
-	if n.lookups > 0 || n.children > 0 || len(n.handles) > 0 || n.gone || n == f.root {
+	if n.lookups > 0 || n.pinned || n.children > 0 || len(n.handles) > 0 || n.gone || n == f.root {
 		return ds
-	}
-	n.gone = true
-	delete(f.nodes, n.id)
-	if f.idents[n.ident] == n {
-		delete(f.idents, n.ident)
 	}
 	if p := f.uncache(n); p != nil {
 		ds = append(ds, n.doom(p.fd))
 	}
-	for _, l := range n.links {
-		f.forgetName(n, l)
+	links := f.discard(n)
+	f.note(recordNodeGone, func(b []byte) []byte { return appendU64(b, n.id) })
+	for _, l := range links {
 		ds = f.dropUnused(l.parent, ds)
 	}
-	n.links = nil
 	return ds
+}
+
+// discard takes n and its names, which it returns, out of the tables. Needs mu.
+func (f *FS) discard(n *node) (links []link) {
+	n.gone = true
+	f.unpin(n)
+	delete(f.nodes, n.id)
+	if f.idents[n.ident] == n {
+		delete(f.idents, n.ident)
+	}
+	for _, l := range n.links {
+		f.forgetName(n, l)
+	}
+	links, n.links = n.links, nil
+	return links
+}
+
+// unpin needs mu.
+func (f *FS) unpin(n *node) {
+	if n.pinned {
+		n.pinned = false
+		f.pinned--
+	}
 }
 
 // forgetName undoes the table's part of a link. Needs mu.
@@ -137,9 +164,23 @@ func (f *FS) forgetName(n *node, l link) {
 // since the node that had the name may have been kept only by it. Needs mu.
 func (f *FS) setName(parent *node, name string, n *node) (ds []doomed) {
 	k := nameKey{parent.id, name}
-	old := f.names[k]
-	if old == n {
+	old, changed := f.bind(parent, name, n)
+	if !changed {
 		return nil
+	}
+	f.note(recordName, func(b []byte) []byte { return k.record(b, f.names[k]) })
+	if old != nil {
+		ds = f.dropUnused(old, ds)
+	}
+	return f.dropUnused(parent, ds)
+}
+
+// bind is the table's part of setName. Needs mu.
+func (f *FS) bind(parent *node, name string, n *node) (old *node, changed bool) {
+	k := nameKey{parent.id, name}
+	old = f.names[k]
+	if old == n {
+		return old, false
 	}
 	if n != nil && !n.gone && !parent.gone {
 		n.links = append(n.links, link{parent, name})
@@ -152,9 +193,8 @@ func (f *FS) setName(parent *node, name string, n *node) (ds []doomed) {
 		if f.names[k] == old {
 			delete(f.names, k)
 		}
-		ds = f.dropUnused(old, ds)
 	}
-	return f.dropUnused(parent, ds)
+	return old, true
 }
 
 // A directory's changes are bracketed by begin and end, so that a lookup that ran beside one does not record the

@@ -7,26 +7,28 @@ import (
 
 // Unlink removes a name. Handles of the file live on.
 func (f *FS) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
-	return f.remove(in.NodeId, name, 0)
+	return f.remove(in, name, 0)
 }
 
 // Rmdir removes an empty directory.
 func (f *FS) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
-	return f.remove(in.NodeId, name, unix.AT_REMOVEDIR)
+	return f.remove(in, name, unix.AT_REMOVEDIR)
 }
 
-func (f *FS) remove(parent uint64, name string, flags int) fuse.Status {
+func (f *FS) remove(in *fuse.InHeader, name string, flags int) fuse.Status {
 	if err := checkName(name); err != nil {
 		return status(err)
 	}
-	dir, p, err := f.directory(parent)
+	dir, p, err := f.directory(in.NodeId)
 	if err != nil {
 		return status(err)
 	}
 	defer f.release(p)
 	defer f.keep(dir, name)()
+	now := f.look(place{p.fd, name})
+	f.shelter(now[0])
 	f.beginChange(dir)
-	err = unix.Unlinkat(p.fd, name, flags)
+	_, err = f.once(in, now, now[0] == nothing, func() error { return unix.Unlinkat(p.fd, name, flags) })
 	f.endChange(func() []doomed {
 		if err != nil {
 			return nil
@@ -64,6 +66,9 @@ func (f *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName strin
 }
 
 func (f *FS) rename(in *fuse.RenameIn, oldName, newName string) error {
+	if err := f.room(); err != nil {
+		return err
+	}
 	if err := checkName(oldName); err != nil {
 		return err
 	}
@@ -81,21 +86,38 @@ func (f *FS) rename(in *fuse.RenameIn, oldName, newName string) error {
 	}
 	defer f.release(toFD)
 	defer f.keep(to, newName)()
+	exchange := in.Flags&unix.RENAME_EXCHANGE != 0
+	now := f.look(place{fromFD.fd, oldName}, place{toFD.fd, newName})
+	if !exchange {
+		f.shelter(now[1])
+	}
+	hopeless := now[0] == nothing || exchange && now[1] == nothing ||
+		in.Flags&unix.RENAME_NOREPLACE != 0 && now[1] != nothing
 	f.beginChange(from, to)
-	err = unix.Renameat2(fromFD.fd, oldName, toFD.fd, newName, uint(in.Flags))
+	done, err := f.once(&in.InHeader, now, hopeless, func() error {
+		return unix.Renameat2(fromFD.fd, oldName, toFD.fd, newName, uint(in.Flags))
+	})
 	f.endChange(func() []doomed {
 		if err != nil {
 			return nil
 		}
-		return f.renamed(link{from, oldName}, link{to, newName}, in.Flags&unix.RENAME_EXCHANGE != 0)
+		a, b := link{from, oldName}, link{to, newName}
+		if done {
+			return f.renamedBefore(&in.InHeader, a, b, exchange)
+		}
+		return f.renamed(a, b, f.names[a.key()], f.names[b.key()], exchange)
 	}, from, to)
 	return err
 }
 
-// renamed tells the table of a rename that was done. Needs mu.
-func (f *FS) renamed(from, to link, exchange bool) (ds []doomed) {
-	moved := f.names[nameKey{from.parent.id, from.name}]
-	other := f.names[nameKey{to.parent.id, to.name}]
+// renamedBefore tells the table of a rename that a predecessor did, who may have told it too, or in part. Needs mu.
+func (f *FS) renamedBefore(in *fuse.InHeader, from, to link, exchange bool) []doomed {
+	seen := f.inherited[number(in)]
+	return f.renamed(from, to, f.idents[seen[0]], f.idents[seen[1]], exchange)
+}
+
+// renamed tells the table of a rename that was done, of moved, and over other or in exchange for it. Needs mu.
+func (f *FS) renamed(from, to link, moved, other *node, exchange bool) (ds []doomed) {
 	if moved == other {
 		return nil // rename(2) between two links of one file does nothing
 	}

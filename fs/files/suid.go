@@ -41,7 +41,7 @@ func killSuidgid(fd int) error {
 // writer that is root or the owner gains nothing by the bits, so only strangers count.
 
 func (h *handle) stranger(owner uint32) bool {
-	return h.writable && h.uid != 0 && h.uid != owner
+	return h.writable() && h.uid != 0 && h.uid != owner
 }
 
 // killForWriter takes the bits at once from a file that must be passed through because others have it open so.

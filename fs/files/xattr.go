@@ -123,8 +123,30 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data 
 		return fuse.EPERM
 	}
 	return f.onPath(in.NodeId, func(path string) error {
-		return unix.Setxattr(path, attr, data[:min(len(data), int(in.Size))], int(in.Flags))
+		set := func() error {
+			return unix.Setxattr(path, attr, data[:min(len(data), int(in.Size))], int(in.Flags))
+		}
+		if in.Flags&unix.XATTR_CREATE == 0 {
+			return set() // may be done twice, with XATTR_REPLACE too
+		}
+		if err := f.room(); err != nil {
+			return err
+		}
+		now := f.lookXattr(path, attr)
+		_, err := f.once(&in.InHeader, now, now[0] != nothing, set)
+		return err
 	})
+}
+
+// lookXattr is look for an attribute, which is there or not.
+func (f *FS) lookXattr(path, attr string) (now state) {
+	if f.journal == nil {
+		return now
+	}
+	if _, err := unix.Getxattr(path, attr, nil); err == nil {
+		now[0].ino = 1
+	}
+	return now
 }
 
 // RemoveXAttr removes an extended attribute. The kernel takes security.capability from a file that is written in
@@ -136,5 +158,9 @@ func (f *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string) fuse
 	case rootOnly(attr) && attr != capability && in.Uid != 0:
 		return fuse.EPERM
 	}
-	return f.onPath(in.NodeId, func(path string) error { return unix.Removexattr(path, attr) })
+	return f.onPath(in.NodeId, func(path string) error {
+		now := f.lookXattr(path, attr)
+		_, err := f.once(in, now, now[0] == nothing, func() error { return unix.Removexattr(path, attr) })
+		return err
+	})
 }

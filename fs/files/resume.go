@@ -1,0 +1,116 @@
+package files
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Resume makes what was replayed usable: it opens the handles again and takes the backing ids over. A handle that
+// cannot be opened answers ESTALE from now on. The error says what else could not be had back; the mount can be
+// served all the same.
+func (f *FS) Resume() error {
+	err := f.takeStored()
+	for _, h := range f.open {
+		f.resumeHandle(h)
+	}
+	f.resumeIO()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.note(recordNode, f.root.record) // so that a successor can tell whether it has the same directory
+	return err
+}
+
+// takeStored gives handles the descriptors that were kept for them. What else was kept belongs to handles that were
+// closed, or whose OPEN will be sent again.
+func (f *FS) takeStored() error {
+	if f.store == nil {
+		return nil
+	}
+	kept, err := f.store.Take()
+	if err != nil {
+		err = fmt.Errorf("files: descriptors of deleted files: %w", err)
+	}
+	for fh, fd := range kept {
+		h := f.open[fh]
+		if h == nil {
+			unix.Close(fd)
+			f.store.Drop(fh)
+			continue
+		}
+		h.fd, h.stored = fd, true
+		h.node.sheltered = true
+	}
+	return err
+}
+
+func (f *FS) resumeHandle(h *handle) {
+	if h.fd >= 0 {
+		return
+	}
+	fd, err := f.openAgain(h)
+	if err != nil {
+		f.log.Error("an open file was lost", "inode", h.node.ident.ino, "error", err)
+		return
+	}
+	h.fd = fd
+}
+
+func (f *FS) openAgain(h *handle) (int, error) {
+	if h.node.handle != nil {
+		if fd, err := f.openHandle(h.node, h.flags); err == nil {
+			return fd, nil
+		}
+	}
+	p, err := f.acquire(h.node)
+	if err != nil {
+		return -1, err
+	}
+	defer f.release(p)
+	return unix.Open(procPath(p.fd), h.flags, 0)
+}
+
+// strayIDs is how many backing ids a predecessor may have made, or taken back, without leaving word of it: as many
+// as OPENs and RELEASEs can run at one moment. The kernel gives them out in order.
+const strayIDs = 64
+
+// resumeIO rebuilds how the kernel does its I/O, which it has not forgotten, and takes back the backing ids that no
+// handle uses.
+func (f *FS) resumeIO() {
+	for _, h := range f.open {
+		switch m := &h.node.io; {
+		case h.dir != nil:
+		case h.passed:
+			m.passed++
+		default:
+			m.cached++
+		}
+	}
+	if f.pass == nil {
+		return
+	}
+	used := map[int32]bool{}
+	for _, n := range f.nodes {
+		switch {
+		case n.io.id == 0:
+		case n.io.passed > 0:
+			used[n.io.id] = true
+		default:
+			f.pass.Unregister(n.io.id)
+			f.setBacking(n, 0)
+		}
+	}
+	for id := max(1, f.highestID-strayIDs); id <= f.highestID+strayIDs; id++ {
+		if !used[id] {
+			f.pass.Unregister(id)
+		}
+	}
+}
+
+// NumPinned is the number of files that the kernel knew when a predecessor died. How many references it has to them
+// is not known, so they stay until they have no name and are forgotten, or to the end of the mount.
+func (f *FS) NumPinned() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pinned
+}
