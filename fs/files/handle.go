@@ -26,7 +26,7 @@ func (h *handle) writable() bool { return h.flags&unix.O_ACCMODE != unix.O_RDONL
 // newHandle is a handle with the number of the request that opens it, so that a request which is sent again finds
 // the handle it made before.
 func newHandle(in *fuse.InHeader, n *node, fd, flags int) *handle {
-	return &handle{fh: number(in), node: n, fd: fd, flags: flags &^ unix.O_TRUNC, uid: in.Uid}
+	return &handle{fh: number(in), node: n, fd: fd, flags: flags & reopenFlags, uid: in.Uid}
 }
 
 // addHandle enters h, given to the store before if it has to be.

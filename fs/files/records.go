@@ -196,8 +196,12 @@ func (f *FS) replayName(d *decoder) {
 	}
 }
 
+// reopenFlags are those of open(2) with which a handle is opened again.
+const reopenFlags = unix.O_ACCMODE | unix.O_NOATIME | unix.O_DIRECTORY | unix.O_CLOEXEC
+
 func (f *FS) replayHandle(d *decoder) {
-	h := &handle{fh: d.u64(), node: f.nodes[d.u64()], flags: int(d.u32()), uid: d.u32(), passed: d.take(1)[0] != 0, fd: -1}
+	h := &handle{fh: d.u64(), node: f.nodes[d.u64()], fd: -1}
+	h.flags, h.uid, h.passed = int(d.u32())&reopenFlags, d.u32(), d.take(1)[0] != 0
 	if h.node == nil || d.bad || f.open[h.fh] != nil {
 		return
 	}
