@@ -23,6 +23,7 @@ func mountInBackground() error {
 		return fail(exitUnreachable, "%v", err)
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), readyEnv+"=1")
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = []*os.File{w}

@@ -53,7 +53,7 @@ any program takes on the files in it are seen in the same place.
 	}
 	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(newMount(), newUmount(), newRun(), newTake(), newRenew(), newRelease(), newAlive(), newHolder(),
-		newTlock(), newWait(), newLs(), newEvents(), newDoctor(), newVersion())
+		newTlock(), newWait(), newLs(), newEvents(), newUpgrade(), newDoctor(), newVersion())
 	return root
 }
 
@@ -68,11 +68,24 @@ func flagError(_ *cobra.Command, err error) error {
 }
 
 func main() {
-	root := newRoot()
-	err := root.Execute()
-	if err == nil {
-		return
+	if err := run(); err != nil {
+		os.Exit(report(err))
 	}
+}
+
+// run runs a command, or what a command of ours runs us for.
+func run() error {
+	if text, ok := os.LookupEnv(workerEnv); ok {
+		return workerMain(text)
+	}
+	if dir, ok := os.LookupEnv(janitorEnv); ok {
+		return janitorMain(dir)
+	}
+	return newRoot().Execute()
+}
+
+// report says what went wrong and returns the exit code.
+func report(err error) int {
 	var f *failure
 	if !errors.As(err, &f) { // what cobra itself refuses
 		f = &failure{exitUsage, fmt.Errorf("%w; see lockfs --help", err)}
@@ -80,5 +93,5 @@ func main() {
 	if text := f.Error(); text != "" {
 		fmt.Fprintf(os.Stderr, "lockfs: %s\n", text)
 	}
-	os.Exit(f.code)
+	return f.code
 }

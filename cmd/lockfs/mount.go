@@ -1,12 +1,14 @@
 package main
 
 import (
-	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -19,7 +21,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lockfs/fs"
-	"lockfs/lockengine"
 )
 
 // mountFlags are the flags of lockfs mount.
@@ -28,6 +29,7 @@ type mountFlags struct {
 	state, files               string
 	defaultTimeout, maxTimeout string
 	viewMode                   string
+	sync                       string
 	allowOther                 bool
 	background                 bool
 	options                    []string
@@ -53,49 +55,73 @@ func newMount() *cobra.Command {
 	fl.StringVar(&f.defaultTimeout, "default-timeout", "1h", "of a timed lock that is taken without one")
 	fl.StringVar(&f.maxTimeout, "max-timeout", "8760h", "the longest that can be asked for")
 	fl.StringVar(&f.viewMode, "view-mode", "0555", "permissions of view/: 0555 or 0500")
+	fl.StringVar(&f.sync, "sync", syncOS, "os: what is granted survives a crash of lockfs; always: each grant of a timed lock is on disk before it is told, and survives power loss")
 	fl.BoolVar(&f.allowOther, "allow-other", os.Geteuid() == 0, "let other users in")
 	fl.StringSliceVarP(&f.options, "options", "o", nil, "mount(8) options, comma separated")
 	fl.BoolVar(&f.background, "background", false, "return once the mount is ready")
 	return cmd
 }
 
-// settings are mountFlags, checked.
+// What --sync can be.
+const (
+	syncOS     = "os"
+	syncAlways = "always"
+)
+
+// settings are mountFlags, checked, and what the supervisor tells its workers
+// besides. A worker can be of another version than the supervisor.
 type settings struct {
-	dir, state, files          string
-	defaultTimeout, maxTimeout time.Duration
-	viewMode                   uint32
-	allowOther                 bool
-	options                    []string
+	Dir, State, Files          string
+	DefaultTimeout, MaxTimeout time.Duration
+	ViewMode                   uint32
+	AllowOther                 bool
+	Sync                       string
+	Options                    []string `json:"-"`
+
+	// Instance is a random name of one mount of the kernel's: a worker that finds
+	// it in the journal goes on, any other begins anew.
+	Instance string
+	// Device is the minor number of the mount's device.
+	Device uint32
+}
+
+// encode is for workerEnv.
+func (s settings) encode() string {
+	b, _ := json.Marshal(s) // nothing in it can fail
+	return string(b)
 }
 
 func (f mountFlags) check() (settings, error) {
-	s := settings{allowOther: f.allowOther}
+	s := settings{AllowOther: f.allowOther, Sync: f.sync}
 	var err error
-	if s.maxTimeout, err = flagDuration("--max-timeout", f.maxTimeout, 0); err != nil {
+	if s.MaxTimeout, err = flagDuration("--max-timeout", f.maxTimeout, 0); err != nil {
 		return s, err
 	}
-	if s.defaultTimeout, err = flagDuration("--default-timeout", f.defaultTimeout, s.maxTimeout); err != nil {
+	if s.DefaultTimeout, err = flagDuration("--default-timeout", f.defaultTimeout, s.MaxTimeout); err != nil {
 		return s, err
 	}
 	if f.viewMode != "0555" && f.viewMode != "0500" {
 		return s, fail(exitUsage, "--view-mode %q is neither 0555 nor 0500", f.viewMode)
 	}
+	if f.sync != syncOS && f.sync != syncAlways {
+		return s, fail(exitUsage, "--sync %q is neither os nor always", f.sync)
+	}
 	mode, _ := strconv.ParseUint(f.viewMode, 8, 32)
-	s.viewMode = uint32(mode)
+	s.ViewMode = uint32(mode)
 	for _, o := range f.options {
 		if o == "allow_other" {
-			s.allowOther = true
+			s.AllowOther = true
 		} else {
-			s.options = append(s.options, o)
+			s.Options = append(s.Options, o)
 		}
 	}
-	if err := (fs.MountOptions{Options: s.options}).Check(); err != nil {
+	if err := (fs.MountOptions{Options: s.Options}).Check(); err != nil {
 		return s, fail(exitUsage, "%v", err)
 	}
-	if s.dir, err = resolve(f.dir); err != nil {
+	if s.Dir, err = resolve(f.dir); err != nil {
 		return s, fail(exitUsage, "%s: %v", f.dir, err)
 	}
-	s.state, s.files, err = f.backing(s.dir)
+	s.State, s.Files, err = f.backing(s.Dir)
 	return s, err
 }
 
@@ -170,25 +196,89 @@ func mount(f mountFlags) error {
 	if err != nil {
 		return err
 	}
-	if err := checkMountPoint(s.dir, s.files); err != nil {
+	if err := checkMountPoint(s.Dir, s.Files); err != nil {
 		return err
 	}
-	unlock, err := lockState(s.state, s.files)
+	locked, err := lockState(s.State, s.Files)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	raiseFileLimit()
-	fd, err := fs.Mount(s.dir, fs.MountOptions{AllowOther: s.allowOther, Options: s.options})
+	defer closeFiles(locked)
+	control, err := listenControl(s.State)
 	if err != nil {
-		return fail(exitUnreachable, "%v", err)
+		return fail(exitUnreachable, "--state: %v", err)
 	}
-	defer unix.Close(fd)
-	if err := serve(s, fd); err != nil {
-		_ = fs.Unmount(s.dir, true)
-		return fail(exitUnreachable, "%v", err)
+	defer os.Remove(filepath.Join(s.State, controlName))
+	defer control.Close()
+	super, err := newSupervisor(s, locked)
+	if err != nil {
+		return err
 	}
-	return nil
+	asked := make(chan func(upgraded))
+	go serveControl(control, asked)
+	return super.run(mountSignals(), asked)
+}
+
+// newSupervisor mounts.
+func newSupervisor(s settings, locked []*os.File) (*supervisor, error) {
+	path, err := ownPath()
+	if err != nil {
+		return nil, fail(exitUnreachable, "%v", err)
+	}
+	self, err := openProgram("/proc/self/exe")
+	if err != nil {
+		return nil, fail(exitUnreachable, "%v", err)
+	}
+	limit := raiseFileLimit()
+	fd, err := fs.Mount(s.Dir, fs.MountOptions{AllowOther: s.AllowOther, Options: s.Options})
+	if err != nil {
+		return nil, fail(exitUnreachable, "%v", err)
+	}
+	s.Instance, s.Device = rand.Text(), deviceOf(s.Dir)
+	log := newLog()
+	return &supervisor{
+		settings: s.encode(), fuse: os.NewFile(uintptr(fd), "/dev/fuse"), state: locked, program: self, path: path,
+		unmount:  func(lazy bool) error { return fs.Unmount(s.Dir, lazy) },
+		patient:  func() { unmountPatiently(s.Dir) },
+		announce: func() { announce(s.Dir) },
+		store:    fdStore{limit: limit - spareFDs, log: log},
+		terminal: hasTerminal() && !signal.Ignored(syscall.SIGHUP), // ignored: nohup(1)
+		log:      log,
+	}, nil
+}
+
+// deviceOf is the minor number of the topmost lockfs on dir. It does not look
+// into the mount.
+func deviceOf(dir string) (device uint32) {
+	mounts, _ := fs.Mounts()
+	for _, m := range mounts {
+		if m.Dir == dir {
+			device = m.Device
+		}
+	}
+	return device
+}
+
+func announce(dir string) {
+	ready(dir)
+	fmt.Printf("lockfs: mounted on %s; read %s/README; Ctrl-C unmounts\n", dir, dir)
+}
+
+// mountSignals are those that end a mount, and SIGHUP. A log that nobody reads
+// any more must not end us.
+func mountSignals() <-chan os.Signal {
+	signal.Ignore(syscall.SIGPIPE)
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	return signals
+}
+
+func newLog() *slog.Logger { return slog.New(slog.NewTextHandler(os.Stderr, nil)) }
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }
 
 // checkMountPoint refuses what cannot be mounted on, and takes away what a
@@ -238,48 +328,18 @@ func checkBacking(dir, files string) error {
 	return nil
 }
 
-// raiseFileLimit: each open file of files/ costs a descriptor.
-func raiseFileLimit() {
+// raiseFileLimit: each open file of files/ costs a descriptor. It returns how
+// many there can be.
+func raiseFileLimit() int {
 	var r unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &r) == nil && r.Cur < r.Max {
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &r) != nil {
+		return 1024
+	}
+	if r.Cur < r.Max {
 		r.Cur = r.Max
 		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &r)
 	}
-}
-
-// serve serves the mount until it is unmounted or a signal says to.
-func serve(s settings, fd int) error {
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	engine, err := lockengine.NewLocal(lockengine.Config{Classify: fs.Classify})
-	if err != nil {
-		return err
-	}
-	server, err := fs.NewServer(fs.Config{
-		FD: fd, Engine: engine, Now: engine.Now, Session: 1, Files: s.files, AllowOther: s.allowOther,
-		DefaultTimeout: s.defaultTimeout, MaxTimeout: s.maxTimeout, ViewMode: s.viewMode, Log: log,
-	})
-	if err != nil {
-		return err
-	}
-	ready(s.dir)
-	fmt.Printf("lockfs: mounted on %s; read %s/README; Ctrl-C unmounts\n", s.dir, s.dir)
-	ended := make(chan error, 1)
-	go func() { ended <- server.Serve() }()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	select {
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
-	}
-	stop() // a second signal ends us at once
-	unmountPatiently(s.dir)
-	select {
-	case err := <-ended:
-		return err
-	case <-time.After(time.Second): // it was busy: its users get ENOTCONN
-		return nil
-	}
+	return int(min(r.Max, math.MaxInt32))
 }
 
 // unmountPatiently unmounts, lazily when the mount stays busy.

@@ -12,8 +12,9 @@ import (
 )
 
 // lockState keeps two lockfs from serving the same state or the same files:
-// each would grant what the other has granted. The locks go with the process.
-func lockState(state, files string) (unlock func(), err error) {
+// each would grant what the other has granted. The locks go with the last process
+// that has the files open which are returned: supervisor and worker.
+func lockState(state, files string) (locked []*os.File, err error) {
 	pidFile, err := os.OpenFile(filepath.Join(state, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, fail(exitUnreachable, "--state: %v", err)
@@ -34,10 +35,7 @@ func lockState(state, files string) (unlock func(), err error) {
 	}
 	_ = pidFile.Truncate(0)
 	_, _ = fmt.Fprintf(pidFile, "%d\n", os.Getpid()) // for people only
-	return func() {
-		dir.Close()
-		pidFile.Close()
-	}, nil
+	return []*os.File{pidFile, dir}, nil
 }
 
 func inUse(what string, err error, pid io.Reader) error {

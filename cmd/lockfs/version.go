@@ -17,10 +17,13 @@ func newVersion() *cobra.Command {
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) {
-			fmt.Fprintf(cmd.OutOrStdout(), "lockfs %s%s %s %s/%s\n", version, commit(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			fmt.Fprintf(cmd.OutOrStdout(), "lockfs %s %s %s/%s\n", fullVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 		},
 	}
 }
+
+// fullVersion is the version and, where known, the revision.
+func fullVersion() string { return version + commit() }
 
 // commit is the revision that the binary was built from, as far as known.
 func commit() string {

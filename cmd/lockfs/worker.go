@@ -1,0 +1,107 @@
+package main
+
+import (
+	"encoding/json"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"lockfs/fs"
+	"lockfs/lockengine"
+)
+
+// workerEnv has the settings of a worker, and makes us one. It is also what
+// finds the worker of a mount (see findMounter).
+const workerEnv = "LOCKFS_WORKER"
+
+// The descriptors that a worker inherits.
+const (
+	workerFuse  = 3 // the connection to the kernel
+	workerLink  = 4 // to the supervisor
+	workerState = 5 // the locked files of lockState
+	workerEnd   = 7
+)
+
+// workerLinks are a worker's connections.
+type workerLinks struct {
+	fuse  int
+	super *supervisorLink
+}
+
+// workerMain serves a mount for a supervisor, until it is unmounted.
+func workerMain(text string) error {
+	for fd := workerFuse; fd < workerEnd; fd++ {
+		unix.CloseOnExec(fd)
+	}
+	// A terminal's Ctrl-C and a service manager's SIGTERM go to both of us: the
+	// supervisor unmounts.
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	os.Unsetenv(workerEnv)
+	setProcessName("lockfs-worker")
+	var s settings
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		return fail(exitUsage, "%s is for lockfs itself: %v", workerEnv, err)
+	}
+	super, err := newSupervisorLink(workerLink)
+	if err != nil {
+		return fail(exitUnreachable, "%v", err)
+	}
+	raiseFileLimit()
+	if err := serve(s, workerLinks{workerFuse, super}); err != nil {
+		super.failed(err)
+		return fail(exitUnreachable, "%v", err)
+	}
+	return nil
+}
+
+// serve serves the mount until it is unmounted.
+func serve(s settings, w workerLinks) error {
+	log := newLog()
+	engine, err := lockengine.NewLocal(lockengine.Config{Classify: fs.Classify})
+	if err != nil {
+		return err
+	}
+	server, err := fs.NewServer(fs.Config{
+		FD: w.fuse, Engine: engine, Now: engine.Now, Session: 1, Files: s.Files, AllowOther: s.AllowOther,
+		DefaultTimeout: s.DefaultTimeout, MaxTimeout: s.MaxTimeout, ViewMode: s.ViewMode, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := w.super.ready(); err != nil {
+		log.Warn("no supervisor hears that the mount is ready", "err", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-w.super.orphaned:
+		return serveAlone(s.Dir, ended, log)
+	}
+}
+
+// serveAlone goes on without a supervisor, whose signals are now ours.
+func serveAlone(dir string, ended <-chan error, log *slog.Logger) error {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	log.Warn("the supervisor is gone; serving on, but a crash would now end the mount: "+
+		"unmount and mount again to be protected from that", "dir", dir, "pid", os.Getpid())
+	select {
+	case err := <-ended:
+		return err
+	case <-signals:
+	}
+	signal.Reset(syscall.SIGINT, syscall.SIGTERM) // a second one ends us at once
+	unmountPatiently(dir)
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(endPatience): // it was busy: its users get ENOTCONN
+		return nil
+	}
+}
