@@ -242,6 +242,7 @@ func newSupervisor(s settings, locked []*os.File) (*supervisor, error) {
 		patient:  func() { unmountPatiently(s.Dir) },
 		announce: func() { announce(s.Dir) },
 		store:    fdStore{limit: limit - spareFDs, log: log},
+		limit:    upgradeLimit,
 		terminal: hasTerminal() && !signal.Ignored(syscall.SIGHUP), // ignored: nohup(1)
 		log:      log,
 	}, nil

@@ -19,9 +19,9 @@ const (
 	diedAtOnce = 2 * time.Second
 	// maxDeaths of this kind in a row: another start would not help either.
 	maxDeaths = 5
-	// upgradePatience is for how long the worker of a new program may take to
+	// upgradeLimit is for how long the worker of a new program may take to
 	// serve.
-	upgradePatience = 30 * time.Second
+	upgradeLimit = 30 * time.Second
 	// endPatience is how long the worker may take to end after the unmount.
 	endPatience = time.Second
 )
@@ -40,8 +40,9 @@ type supervisor struct {
 	program  program    // what workers run
 	path     string     // where the next program is looked for
 	unmount  func(lazy bool) error
-	patient  func() // unmounts when the mount is no longer busy, or lazily
-	announce func() // the first worker serves
+	patient  func()        // unmounts when the mount is no longer busy, or lazily
+	announce func()        // the first worker serves
+	limit    time.Duration // upgradeLimit
 	log      *slog.Logger
 
 	store     fdStore
@@ -67,6 +68,7 @@ type upgrade struct {
 	version string // of old
 	done    func(upgraded)
 	limit   *time.Timer // kills the new worker
+	failed  string      // why the old program is to serve again
 }
 
 // worker is a child that serves, or is about to.
@@ -195,9 +197,11 @@ func (s *supervisor) serving(version string) {
 	case s.upgrading != nil:
 		u := s.upgrading
 		s.upgrading = nil
-		u.limit.Stop()
-		u.old.close()
-		s.tell(u.done, upgraded{Old: u.version, New: version})
+		if u.failed == "" {
+			u.limit.Stop()
+			u.old.close()
+		}
+		s.tell(u.done, upgraded{Old: u.version, New: version, Err: u.failed})
 	case s.lost != nil:
 		s.log.Warn("the worker died; another one serves", "died", s.lost.why,
 			"pid", w.cmd.Process.Pid, "after", time.Since(s.lost.when).Round(time.Millisecond))
@@ -216,8 +220,8 @@ func (s *supervisor) ended(why string) (over bool, err error) {
 		return true, nil
 	case w.dropped:
 		s.start()
-		s.upgrading.limit = time.AfterFunc(upgradePatience, s.worker.kill)
-	case s.upgrading != nil:
+		s.upgrading.limit = time.AfterFunc(s.limit, s.worker.kill)
+	case s.upgrading != nil && s.upgrading.failed == "":
 		s.revert(why)
 	case !s.served:
 		s.takeDown()
@@ -296,12 +300,11 @@ func (s *supervisor) upgrade(done func(upgraded)) {
 // revert goes back to the old program: the new one does not serve.
 func (s *supervisor) revert(why string) {
 	u := s.upgrading
-	s.upgrading = nil
 	u.limit.Stop()
+	u.failed = fmt.Sprintf("%s does not serve (%s); the old program goes on", s.path, why)
 	s.program.close()
 	s.program = u.old
 	s.start()
-	s.tell(u.done, upgraded{Old: u.version, Err: fmt.Sprintf("%s does not serve (%s); the old program goes on", s.path, why)})
 }
 
 // tell says what came of an upgrade.

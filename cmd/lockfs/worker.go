@@ -32,8 +32,8 @@ type workerLinks struct {
 	super *supervisorLink
 }
 
-// workerMain serves a mount for a supervisor, until it is unmounted.
-func workerMain(text string) error {
+// workerMain is a worker: it runs serve for a supervisor.
+func workerMain(text string, serve func(settings, workerLinks) error) error {
 	for fd := workerFuse; fd < workerEnd; fd++ {
 		unix.CloseOnExec(fd)
 	}
