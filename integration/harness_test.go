@@ -31,6 +31,8 @@ type mount struct {
 	t      testing.TB
 	dir    string // the mount point
 	state  string
+	binary string
+	flags  []string
 	cmd    *exec.Cmd
 	stderr *syncBuffer
 	done   chan struct{} // closed when the process has been waited for
@@ -53,7 +55,7 @@ func mountAt(t testing.TB, binary, dir, state string, flags ...string) *mount {
 	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
 		require.NoError(t, os.Mkdir(dir, 0o755))
 	}
-	m := &mount{t: t, dir: dir, state: state, stderr: new(syncBuffer), done: make(chan struct{})}
+	m := &mount{t: t, dir: dir, state: state, binary: binary, flags: flags, stderr: new(syncBuffer), done: make(chan struct{})}
 	args := append([]string{"mount", "--state", state}, flags...)
 	m.cmd = exec.Command(binary, append(args, dir)...)
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

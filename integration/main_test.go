@@ -41,6 +41,7 @@ func playRole(role string) int {
 		"pingpong": pingpongMain,
 		"crowd":    crowdMain,
 		"dotlock":  dotlockMain,
+		"loader":   loaderMain,
 	}
 	play, ok := roles[role]
 	if !ok {
