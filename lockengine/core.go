@@ -69,11 +69,12 @@ type result struct {
 // completion is the outcome of an earlier request to wait, or the end of a
 // lock watched.
 type completion struct {
-	waiter WaiterID // 0: a watch
+	waiter WaiterID // 0: a watch, or an expiry
 	grant  Grant
 	err    error
 	watch  WatchID
 	end    End
+	name   string // an expiry: of the lock with grant's token
 }
 
 // core is the state machine: all locks, waiters, leases and places kept, and

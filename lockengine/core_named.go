@@ -278,6 +278,7 @@ func (c *core) reportEnd(n *named, how End) {
 	case Expired:
 		kind = EventExpired
 		c.stats.Expired++
+		c.done = append(c.done, completion{name: n.name, grant: Grant{Token: n.token}})
 	case Forced:
 		kind = EventForced
 		c.stats.Forced++

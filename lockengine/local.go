@@ -19,6 +19,7 @@ type Local struct {
 	reader  WatchID                         // GUARDED_BY(mu): the last one given out
 	alarm   int64                           // GUARDED_BY(mu): when it is set for, by Boot; 0: not set
 	closed  bool                            // GUARDED_BY(mu)
+	expired func(name string, token uint64) // GUARDED_BY(mu); nil: nobody wants to know
 	record  recorder                        // GUARDED_BY(mu)
 	tokens  tokenBlock                      // GUARDED_BY(mu)
 	held    heldBack                        // GUARDED_BY(mu)
@@ -175,6 +176,13 @@ func (l *Local) calls() (calls []func()) {
 
 // call is the callback for one completion, nil if it is for later.
 func (l *Local) call(d completion) func() {
+	if d.name != "" {
+		expired := l.expired
+		if expired == nil {
+			return nil
+		}
+		return func() { expired(d.name, d.grant.Token) }
+	}
 	if d.waiter == 0 {
 		done := l.watches[d.watch]
 		if done == nil {

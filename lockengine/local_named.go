@@ -64,3 +64,10 @@ func (l *Local) Unwatch(id WatchID) bool {
 func (l *Local) Detach(name string, token uint64) error {
 	return l.do(&command{op: opDetach, req: Request{Name: name}, token: token}).err
 }
+
+// OnExpired has done called for each lease that runs out from now on.
+func (l *Local) OnExpired(done func(name string, token uint64)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.expired = done
+}

@@ -77,7 +77,7 @@ func (l *Local) replayCommand(data []byte) error {
 	}
 	l.core.apply(&cmd, at)
 	for _, d := range l.core.done {
-		if d.waiter == 0 {
+		if d.waiter == 0 && d.name == "" {
 			l.replay.ended(d)
 		}
 	}
