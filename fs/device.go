@@ -16,9 +16,13 @@ const (
 	opLookup      = 1
 	opForget      = 2
 	opGetattr     = 3
+	opSetattr     = 4
 	opReadlink    = 5
+	opMkdir       = 9
+	opRmdir       = 11
 	opOpen        = 14
 	opRead        = 15
+	opWrite       = 16
 	opStatfs      = 17
 	opRelease     = 18
 	opFlush       = 25

@@ -30,6 +30,9 @@ func findLock(s *Server, _ node, name string, c caller) (node, error) {
 	if err != nil {
 		return node{}, syscall.ENOENT
 	}
+	if s.janitors.is(c.tid) {
+		return s.toSweep(name)
+	}
 	l, ok := s.engine.Get(n.name)
 	if !ok {
 		return node{}, syscall.ENOENT

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -22,6 +23,7 @@ var errnos = []struct {
 	{lockengine.ErrInvalid, syscall.EINVAL},
 	{lockengine.ErrCanceled, syscall.EINTR},
 	{lockengine.ErrClosed, syscall.EIO},
+	{lockengine.ErrNoSpace, syscall.ENOSPC},
 }
 
 // errnoOf is the errno of an error; 0 of none, EIO of one unknown.
@@ -54,6 +56,9 @@ func (s *Server) lockRequest(in *fuse.LkIn, key string) lockengine.Request {
 	}
 	if in.Lk.Typ == syscall.F_RDLCK {
 		req.Mode = lockengine.Shared
+	}
+	if in.Opcode == opSetlkw {
+		req.Key = requestID(in.Unique)
 	}
 	if in.LkFlags&fuse.LK_FLOCK != 0 {
 		req.Class, req.Range = lockengine.Flock, lockengine.Whole
@@ -88,8 +93,9 @@ func (s *Server) setlk(in *fuse.LkIn, wait bool) {
 }
 
 // wait asks for a lock and parks the request meanwhile. done answers it, when
-// it was not interrupted.
-func (s *Server) wait(unique uint64, req lockengine.Request, done func(lockengine.Grant, error) bool) {
+// it was not interrupted. It returns for how long the request has waited
+// already, with the process before this one.
+func (s *Server) wait(unique uint64, req lockengine.Request, done func(lockengine.Grant, error) bool) (waited time.Duration) {
 	var id atomic.Uint64
 	s.parking.add(unique, func(keepPlace bool) bool {
 		return s.engine.Cancel(lockengine.WaiterID(id.Load()), keepPlace)
@@ -102,9 +108,18 @@ func (s *Server) wait(unique uint64, req lockengine.Request, done func(lockengin
 	grant, waiter, err := s.engine.Wait(req, answer)
 	if waiter == 0 {
 		answer(grant, err)
-		return
+		return 0
 	}
 	id.Store(uint64(waiter))
+	if !isResent(unique) {
+		return 0
+	}
+	for _, w := range s.engine.Waiters(req.Class, req.Name) {
+		if w.ID == waiter {
+			return time.Duration(s.now().Boot - w.Since.Boot)
+		}
+	}
+	return 0
 }
 
 // getlk handles GETLK. F_OFD_GETLK lets F_UNLCK through, which asks for the

@@ -4,37 +4,48 @@ import "sync"
 
 // handle is an open synthetic file or directory.
 type handle struct {
+	fh     uint64
 	node   node
 	flags  uint32  // of open(2)
 	data   []byte  // content, rendered at open
 	stream *stream // content that comes with time
 	taking *taking // of take/ and hold/
 
-	mu      sync.Mutex
-	written []byte // what was written through it so far
+	mu        sync.Mutex
+	written   []byte // what was written through it so far
+	lastWrite uint64 // the request that wrote last, so that it is not done twice
+	kept      bool   // its record is in the journal, and goes with it
 }
 
-// handles numbers them; numbers are not used again.
+// guard is held where what changes of a handle changes.
+func (h *handle) guard() *sync.Mutex {
+	if h.stream != nil {
+		return &h.stream.mu
+	}
+	return &h.mu
+}
+
+// handleNumber is the number of the handle that a request opens. Numbers of
+// requests are never used again, and one that is sent again keeps its number.
+func handleNumber(unique uint64) uint64 { return synthetic | requestID(unique) }
+
+// handles are all that are open.
 //
 // Concurrency: safe for use from any goroutine.
 type handles struct {
 	mu     sync.Mutex
-	last   uint64
 	m      map[uint64]*handle
 	onNode map[uint64]int // how many are open, by node number
 }
 
-func (t *handles) add(h *handle) uint64 {
+func (t *handles) add(h *handle) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.m == nil {
 		t.m, t.onNode = map[uint64]*handle{}, map[uint64]int{}
 	}
-	t.last++
-	fh := synthetic | t.last
-	t.m[fh] = h
+	t.m[h.fh] = h
 	t.onNode[h.node.id]++
-	return fh
 }
 
 // isOpen reports whether a node is open.
@@ -65,8 +76,111 @@ func (t *handles) remove(fh uint64) *handle {
 	return h
 }
 
+func (t *handles) all() []*handle {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make([]*handle, 0, len(t.m))
+	for _, h := range t.m {
+		out = append(out, h)
+	}
+	return out
+}
+
 func (t *handles) count() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.m)
+}
+
+// openHandle enters a handle, and its record.
+func (s *Server) openHandle(h *handle) {
+	s.handles.add(h)
+	mu := h.guard()
+	mu.Lock()
+	defer mu.Unlock()
+	e := h.encode()
+	if h.kept = s.room(len(e)); h.kept {
+		s.record(recHandle, e)
+	}
+}
+
+// saveHandle records a handle that has changed. Needs its guard.
+func (s *Server) saveHandle(h *handle) {
+	if h.kept {
+		s.record(recHandle, h.encode())
+	}
+}
+
+// closeHandle removes a handle, nil if there is none.
+func (s *Server) closeHandle(fh uint64) *handle {
+	h := s.handles.remove(fh)
+	if h == nil {
+		return nil
+	}
+	mu := h.guard()
+	mu.Lock()
+	defer mu.Unlock()
+	if h.kept {
+		h.kept = false
+		var e encoder
+		e.uint(fh)
+		s.record(recHandleGone, e)
+	}
+	return h
+}
+
+// encode makes a handle's record. Needs its guard.
+func (h *handle) encode() encoder {
+	var e encoder
+	e.uint(h.fh)
+	e.uint(h.node.id)
+	e.uint(uint64(h.flags))
+	e.bytes(h.data)
+	e.bytes(h.written)
+	e.uint(h.lastWrite)
+	if st := h.stream; st != nil {
+		e.uint(uint64(st.watch))
+		e.uint(st.lastRead)
+		st.before.encode(&e)
+		st.at.encode(&e)
+		e.uint(uint64(len(st.polls)))
+		for kh := range st.polls {
+			e.uint(kh)
+		}
+	}
+	if t := h.taking; t != nil {
+		e.text(t.name)
+		e.uint(t.token)
+		e.bool(t.hold)
+		e.bool(t.detached)
+		e.bool(t.answered)
+		e.int(int64(t.tid))
+	}
+	return e
+}
+
+// decodeHandle makes a handle of its record.
+func (s *Server) decodeHandle(d *decoder) *handle {
+	h := &handle{fh: d.uint(), kept: true}
+	id := d.uint()
+	n, ok := s.node(id)
+	h.node, h.flags = n, uint32(d.uint())
+	h.data, h.written, h.lastWrite = d.bytes(), d.bytes(), d.uint()
+	if !ok || d.err != nil {
+		return h
+	}
+	if n.row.stream != nil {
+		st := n.row.stream(s, n)
+		st.h, st.watch, st.lastRead = h, lockWatch(d.uint()), d.uint()
+		st.before.decode(d)
+		st.at.decode(d)
+		for range min(d.uint(), uint64(len(d.rest))) {
+			st.addPoll(d.uint())
+		}
+		h.stream = st
+	}
+	if n.row.take {
+		h.taking = &taking{name: d.text(), token: d.uint(), hold: d.bool(), detached: d.bool(), answered: d.bool(), tid: int32(d.int())}
+	}
+	return h
 }

@@ -87,6 +87,9 @@ func (s *Server) node(id uint64) (n node, ok bool) {
 // dynamicNodes are the nodes below take/, hold/, view/files and view/pid: a row
 // and a name each, kept while the kernel knows them.
 type dynamicNodes struct {
+	// keep records one that came, or went; nil: nothing is recorded. Called with mu held.
+	keep func(d *dynamicNode, gone bool)
+
 	mu    sync.Mutex
 	last  uint64
 	byID  map[uint64]*dynamicNode
@@ -102,7 +105,12 @@ type dynamicNode struct {
 	dynamicKey
 	id      uint64
 	lookups uint64
+	kept    bool // its record is in the journal, and goes with it
 }
+
+// pinned is the count of lookups of a node that the kernel may have looked up
+// any number of times, before this process was there.
+const pinned = 1 << 62
 
 func (t *dynamicNodes) get(id uint64) (node, bool) {
 	t.mu.Lock()
@@ -128,6 +136,9 @@ func (t *dynamicNodes) lookup(r *row, name string) node {
 		t.last++
 		d = &dynamicNode{dynamicKey: key, id: synthetic | dynamic | t.last}
 		t.byID[d.id], t.byKey[key] = d, d
+		if t.keep != nil {
+			t.keep(d, false)
+		}
 	}
 	d.lookups++
 	return node{id: d.id, row: r, name: name}
@@ -143,5 +154,43 @@ func (t *dynamicNodes) forget(id, lookups uint64) {
 	if d.lookups -= min(lookups, d.lookups); d.lookups == 0 {
 		delete(t.byID, id)
 		delete(t.byKey, d.dynamicKey)
+		if t.keep != nil {
+			t.keep(d, true)
+		}
 	}
+}
+
+// restore enters a node that a process before gave out.
+func (t *dynamicNodes) restore(id uint64, r *row, name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byID == nil {
+		t.byID, t.byKey = map[uint64]*dynamicNode{}, map[dynamicKey]*dynamicNode{}
+	}
+	d := &dynamicNode{dynamicKey: dynamicKey{r, name}, id: id, lookups: pinned, kept: true}
+	t.byID[id], t.byKey[d.dynamicKey] = d, d
+	t.last = max(t.last, id&^(synthetic|dynamic))
+}
+
+// drop undoes restore.
+func (t *dynamicNodes) drop(id uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last = max(t.last, id&^(synthetic|dynamic))
+	if d := t.byID[id]; d != nil {
+		delete(t.byID, id)
+		delete(t.byKey, d.dynamicKey)
+	}
+}
+
+// pinned counts the nodes restored.
+func (t *dynamicNodes) pinned() (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, d := range t.byID {
+		if d.lookups >= pinned/2 {
+			n++
+		}
+	}
+	return n
 }

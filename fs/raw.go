@@ -2,6 +2,7 @@ package fs
 
 import (
 	"errors"
+	"maps"
 	"sync"
 	"syscall"
 	"time"
@@ -338,11 +339,19 @@ func (r *raw) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.
 	case dir.row != tlockRow:
 		return r.s.refusal(h.NodeId)
 	}
-	return statusOf(r.s.releaseNamed(name, callerOf(h)))
+	return statusOf(r.s.releaseNamed(name, h))
 }
 
 // releaseNamed is rmdir in tlock/.
-func (s *Server) releaseNamed(name string, c caller) error {
+func (s *Server) releaseNamed(name string, h *fuse.InHeader) error {
+	c := callerOf(h)
+	if s.janitors.is(c.tid) {
+		return s.swept(name)
+	}
+	if in, again := s.intended(h.Unique); again {
+		_ = s.engine.Release(in.name, in.token, in.how) // not held: this very request released it
+		return nil
+	}
 	n, err := findLock(s, node{}, name, c)
 	if err != nil {
 		return err
@@ -360,6 +369,7 @@ func (s *Server) releaseNamed(name string, c caller) error {
 		s.log.Warn("lock released by force", "name", l.Name, "token", l.Token, "holder_uid", l.Who.UID,
 			"holder_pid", l.Who.PID, "by_uid", c.uid, "by_pid", c.tid)
 	}
+	s.intend(h.Unique, intent{token: l.Token, name: l.Name, how: how})
 	// The token fences: if it ended meanwhile, a later holder keeps its lock.
 	return s.engine.Release(l.Name, l.Token, how)
 }
@@ -377,6 +387,21 @@ func (r *removals) of(token uint64) uint64 {
 	return r.m[token]
 }
 
+func (r *removals) set(token, n uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.m == nil {
+		r.m = map[uint64]uint64{}
+	}
+	r.m[token] = n
+}
+
+func (r *removals) all() map[uint64]uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.m)
+}
+
 func (r *removals) add(s *Server, token uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -384,6 +409,7 @@ func (r *removals) add(s *Server, token uint64) {
 		r.m = map[uint64]uint64{}
 	}
 	r.m[token]++
+	s.record(recRemoved, encodeRemoved(token, r.m[token]))
 	if len(r.m) <= 1024 {
 		return
 	}
@@ -392,6 +418,12 @@ func (r *removals) add(s *Server, token uint64) {
 			delete(r.m, t)
 		}
 	}
+}
+
+func encodeRemoved(token, n uint64) (e encoder) {
+	e.uint(token)
+	e.uint(n)
+	return e
 }
 
 // What the synthetic tree has none of.

@@ -19,11 +19,15 @@ func (r *raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 	if !ok {
 		return fuse.Status(syscall.ESTALE)
 	}
-	h, err := r.s.open(n, in)
-	if err != nil {
-		return statusOf(err)
+	h := r.s.handles.get(handleNumber(in.Unique))
+	if h == nil {
+		var err error
+		if h, err = r.s.open(n, in); err != nil {
+			return statusOf(err)
+		}
+		r.s.openHandle(h)
 	}
-	out.Fh = r.s.handles.add(h)
+	out.Fh = h.fh
 	out.OpenFlags = fuse.FOPEN_DIRECT_IO
 	switch {
 	case h.stream == nil:
@@ -40,7 +44,7 @@ func (r *raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 
 // open renders a synthetic file, from one state of the engine.
 func (s *Server) open(n node, in *fuse.OpenIn) (*handle, error) {
-	h := &handle{node: n, flags: in.Flags}
+	h := &handle{fh: handleNumber(in.Unique), node: n, flags: in.Flags}
 	if in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		if err := s.mayWrite(n, callerOf(&in.InHeader)); err != nil {
 			return nil, err
@@ -49,7 +53,9 @@ func (s *Server) open(n node, in *fuse.OpenIn) (*handle, error) {
 	var err error
 	switch {
 	case n.row.stream != nil:
-		h.stream, err = n.row.stream(s, n)
+		h.stream = n.row.stream(s, n)
+		h.stream.h = h
+		err = h.stream.start()
 	case n.row.text != nil:
 		h.data, err = n.row.text(s, n)
 	case n.row.lockText != nil:
@@ -87,7 +93,7 @@ func (r *raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 		return nil, fuse.EBADF
 	}
 	if h.taking != nil {
-		if errno := r.s.readTaken(h.taking); errno != 0 {
+		if errno := r.s.readTaken(h); errno != 0 {
 			return nil, fuse.Status(errno)
 		}
 	}
@@ -112,7 +118,7 @@ func (r *raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint
 	if h == nil || h.node.row.write == nil {
 		return 0, fuse.EBADF
 	}
-	if err := r.s.write(h, in.Offset, data); err != nil {
+	if err := r.s.write(h, in, data); err != nil {
 		return 0, statusOf(err)
 	}
 	return uint32(len(data)), fuse.OK
@@ -120,13 +126,17 @@ func (r *raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint
 
 // write hands the whole of what was written through a handle so far to the
 // row, so that a text in several pieces arrives as one.
-func (s *Server) write(h *handle, offset uint64, data []byte) error {
+func (s *Server) write(h *handle, in *fuse.WriteIn, data []byte) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.lastWrite == requestID(in.Unique) {
+		return nil // sent again, and done before
+	}
 	l, err := s.lockOf(h.node)
 	if err != nil {
 		return err
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	offset := in.Offset
 	if h.flags&syscall.O_APPEND != 0 && h.written == nil && h.node.row == noteRow {
 		h.written = []byte(renderNote(&lockView{Lock: l}))
 	}
@@ -142,10 +152,11 @@ func (s *Server) write(h *handle, offset uint64, data []byte) error {
 		text = text[:offset]
 	}
 	text = append(text[:len(text):len(text)], data...)
-	if err := h.node.row.write(s, l, string(text)); err != nil {
+	if err := h.node.row.write(s, in.Unique, l, string(text)); err != nil {
 		return err
 	}
-	h.written = text
+	h.written, h.lastWrite = text, requestID(in.Unique)
+	s.saveHandle(h)
 	return nil
 }
 
@@ -167,7 +178,7 @@ func (r *raw) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
 		r.FS.Release(cancel, in)
 		return
 	}
-	h := r.s.handles.remove(in.Fh)
+	h := r.s.closeHandle(in.Fh)
 	if h == nil {
 		return
 	}
@@ -175,7 +186,7 @@ func (r *raw) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
 		h.stream.close()
 	}
 	if h.taking != nil {
-		r.s.release(h.taking)
+		r.s.engine.DropHandle(h.fh)
 	}
 }
 
@@ -224,7 +235,10 @@ func (r *raw) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 	if !ok {
 		return fuse.Status(syscall.ESTALE)
 	}
-	out.Fh = r.s.handles.add(&handle{node: n, flags: in.Flags})
+	out.Fh = handleNumber(in.Unique)
+	if r.s.handles.get(out.Fh) == nil {
+		r.s.openHandle(&handle{fh: out.Fh, node: n, flags: in.Flags})
+	}
 	return fuse.OK
 }
 
@@ -233,7 +247,7 @@ func (r *raw) ReleaseDir(in *fuse.ReleaseIn) {
 		r.FS.ReleaseDir(in)
 		return
 	}
-	r.s.handles.remove(in.Fh)
+	r.s.closeHandle(in.Fh)
 }
 
 func (r *raw) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {

@@ -33,6 +33,7 @@ import (
 
 	"lockfs/fs/files"
 	"lockfs/lockengine"
+	"lockfs/lockengine/journal"
 )
 
 // Config of a server.
@@ -55,6 +56,20 @@ type Config struct {
 	ViewMode uint32
 	// Log; default discards.
 	Log *slog.Logger
+
+	// Journal keeps what a successor of this process must know; nil: the
+	// state ends with the process. The engine must have the same one.
+	Journal *journal.Journal
+	// Instance names the kernel's connection. A journal of the same instance
+	// is gone on with; of another one, only timed locks are kept.
+	Instance string
+	// Store keeps descriptors for a successor; nil: nobody does.
+	Store files.Store
+	// Janitor shows locks that ran out to inotify(7); nil: nobody does.
+	Janitor Janitor
+	// Durable: a grant is told only once it is on disk, so taking a named lock
+	// may block its goroutine.
+	Durable bool
 }
 
 // Server serves one mount.
@@ -73,6 +88,12 @@ type Server struct {
 	removed removals
 	askers  askers
 
+	instance instance
+	intents  intents
+	janitors janitors
+	found    map[uint64][]byte // records of handles, while the journal is replayed
+	resumed  bool              // the connection had a process before
+
 	buffers sync.Pool
 	running sync.WaitGroup // requests on goroutines
 }
@@ -84,9 +105,14 @@ func NewServer(cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, engine: cfg.Engine, dev: device{cfg.FD}, log: cfg.Log, started: cfg.Now()}
 	s.buffers.New = func() any { return ptr([bufferSize]byte{}) }
-	backing, err := files.New(files.Config{
-		Dir: cfg.Files, Passthrough: s.dev, AllowOther: cfg.AllowOther, Logger: cfg.Log,
-	})
+	filesConfig := files.Config{
+		Dir: cfg.Files, Passthrough: s.dev, AllowOther: cfg.AllowOther, Logger: cfg.Log, Store: cfg.Store,
+	}
+	if cfg.Journal != nil {
+		filesConfig.Log = cfg.Journal
+		s.dynamic.keep = s.keepDynamic
+	}
+	backing, err := files.New(filesConfig)
 	if err != nil {
 		return nil, err
 	}
@@ -103,6 +129,10 @@ func NewServer(cfg Config) (*Server, error) {
 		Logger:            log.New(io.Discard, "", 0),
 		PanicHandler:      s.panicked,
 	})
+	if err := s.restore(); err != nil {
+		_ = backing.Close()
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -116,13 +146,21 @@ func (s *Server) panicked(v any) fuse.Status {
 // Serve answers requests until the filesystem is unmounted.
 func (s *Server) Serve() error {
 	defer s.close()
+	if s.cfg.Journal != nil {
+		stop := make(chan struct{})
+		defer close(stop)
+		go s.compact(stop)
+	}
+	if s.resumed {
+		s.takeOver()
+	}
 	in, out := s.buffer(), s.buffer()
 	for {
 		n, err := s.dev.read(in[:])
 		if err != nil || n == 0 {
 			return err
 		}
-		if s.dispatch(in, n, out) {
+		if s.dispatch(in, n, out, nil) {
 			continue
 		}
 		// The request went on with its buffer to a goroutine; let that run
@@ -141,8 +179,9 @@ func (s *Server) close() {
 func (s *Server) buffer() *[bufferSize]byte { return s.buffers.Get().(*[bufferSize]byte) }
 
 // dispatch serves the request in the first n bytes of in and reports whether
-// it is done with in.
-func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte) bool {
+// it is done with in. If not, it calls done, if there is one, when the request
+// is answered.
+func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte, done func()) bool {
 	if n < sizeofInHeader {
 		s.log.Error("request too short", "bytes", n)
 		return true
@@ -150,6 +189,9 @@ func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte) bo
 	h := (*fuse.InHeader)(unsafe.Pointer(in))
 	if s.waits(h, in[:n]) {
 		return true
+	}
+	if h.Opcode == opInit {
+		s.keepInit(in[:n])
 	}
 	if !s.mayBeSlow(h, in[:n]) {
 		s.answer(in[:n], out)
@@ -160,6 +202,9 @@ func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte) bo
 		s.answer(in[:n], out)
 		s.buffers.Put(out)
 		s.buffers.Put(in)
+		if done != nil {
+			done()
+		}
 	})
 	return false
 }
@@ -171,6 +216,9 @@ func (s *Server) answer(in []byte, out *[bufferSize]byte) {
 		s.dev.replyError(binary.NativeEndian.Uint64(in[8:]), syscall.Errno(status))
 	} else if n > 0 {
 		s.dev.write(out[:n])
+	}
+	if h := (*fuse.InHeader)(unsafe.Pointer(&in[0])); h.Opcode == opRmdir || h.Opcode == opWrite {
+		s.answered(h.Unique)
 	}
 }
 
@@ -209,7 +257,7 @@ func (s *Server) waits(h *fuse.InHeader, in []byte) bool {
 	case opOpen:
 		if n, ok := s.node(h.NodeId); ok && n.row.take {
 			if o := request[fuse.OpenIn](in); o != nil {
-				s.openTake(n, o)
+				s.openTake(n, *o)
 				return true
 			}
 		}
@@ -239,6 +287,8 @@ func (s *Server) readStream(h *fuse.InHeader, in []byte) bool {
 // caches answer, and what renders a view of everything.
 func (s *Server) mayBeSlow(h *fuse.InHeader, in []byte) bool {
 	switch h.Opcode {
+	case opMkdir, opSetattr, opWrite:
+		return s.cfg.Durable || !isSynthetic(h.NodeId)
 	case opLookup:
 		return s.listsLocked(h.NodeId)
 	case opForget, opBatchForget, opGetattr, opReadlink, opStatfs, opRelease, opFlush, opReleasedir,

@@ -15,20 +15,45 @@ import (
 // Concurrency: safe for use from any goroutine.
 type stream struct {
 	s *Server
-	// next returns text there is now; "" if there is none yet. end tells that
-	// there will be no more.
-	next func() (text string, end bool)
+	h *handle
+	// next returns about size bytes of text that there is after cursor, "" if
+	// there is none yet, and where that ends.
+	next func(cursor uint64, size int) (text string, to uint64, end bool)
+	// start begins a new stream, resume goes on with one of a process before.
+	start  func() error
+	resume func()
 	// arm calls wake once, when next may have more. disarm takes that back.
-	arm    func(wake func())
+	arm    func(cursor uint64, wake func())
 	disarm func()
+	watch  lockWatch // of a wait: what tells of the end
 
-	mu      sync.Mutex
-	rest    string // text not read yet
-	ended   bool
-	armed   bool
-	readers []streamReader
-	polls   map[uint64]bool // kernel poll handles to notify
+	mu       sync.Mutex
+	at       position
+	before   position // of the last read: where it began,
+	lastRead uint64   // and its request
+	armed    bool
+	closed   bool
+	readers  []streamReader
+	polls    map[uint64]bool // kernel poll handles to notify
 }
+
+// lockWatch is a watch on the end of a lock.
+type lockWatch = lockengine.WatchID
+
+// position is how far a stream was read.
+type position struct {
+	cursor uint64
+	rest   string // text from before cursor that is not read yet
+	ended  bool
+}
+
+func (p *position) encode(e *encoder) {
+	e.uint(p.cursor)
+	e.text(p.rest)
+	e.bool(p.ended)
+}
+
+func (p *position) decode(d *decoder) { p.cursor, p.rest, p.ended = d.uint(), d.text(), d.bool() }
 
 type streamReader struct {
 	unique uint64
@@ -36,22 +61,23 @@ type streamReader struct {
 }
 
 // fill makes rest hold text if there is any. GUARDED_BY(mu)
-func (st *stream) fill() {
-	if st.rest == "" && !st.ended {
-		st.rest, st.ended = st.next()
+func (st *stream) fill(size int) {
+	if st.at.rest == "" && !st.at.ended {
+		st.at.rest, st.at.cursor, st.at.ended = st.next(st.at.cursor, size)
 	}
 }
 
-func (st *stream) ready() bool { return st.rest != "" || st.ended }
+func (st *stream) ready() bool { return st.at.rest != "" || st.at.ended }
 
 // read answers a READ, at once or when there is something to read.
 func (st *stream) read(unique uint64, size int, nonblock bool) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	st.fill()
+	if requestID(unique) == st.lastRead {
+		st.at = st.before // sent again: its answer was lost
+	}
 	switch {
-	case st.ready():
-		st.s.dev.reply(unique, st.cut(size))
+	case st.answer(unique, size):
 	case nonblock:
 		st.s.dev.replyError(unique, syscall.EAGAIN)
 	default:
@@ -61,10 +87,25 @@ func (st *stream) read(unique uint64, size int, nonblock bool) {
 	}
 }
 
+// answer answers a READ if there is something to read. It is recorded first
+// how far that was read, and from where, since both can be lost: the answer
+// and we. GUARDED_BY(mu)
+func (st *stream) answer(unique uint64, size int) bool {
+	before := st.at
+	if st.fill(size); !st.ready() {
+		return false
+	}
+	text := st.cut(size)
+	st.before, st.lastRead = before, requestID(unique)
+	st.s.saveHandle(st.h)
+	st.s.dev.reply(unique, text)
+	return true
+}
+
 func (st *stream) cut(size int) []byte {
-	n := min(size, len(st.rest))
-	out := []byte(st.rest[:n])
-	st.rest = st.rest[n:]
+	n := min(size, len(st.at.rest))
+	out := []byte(st.at.rest[:n])
+	st.at.rest = st.at.rest[n:]
 	return out
 }
 
@@ -72,7 +113,7 @@ func (st *stream) cut(size int) []byte {
 func (st *stream) rearm() {
 	if !st.armed && len(st.readers)+len(st.polls) > 0 {
 		st.armed = true
-		st.arm(func() { go st.wake() }) // not on the goroutine that grants locks
+		st.arm(st.at.cursor, func() { go st.wake() }) // not on the goroutine that grants locks
 	}
 }
 
@@ -80,66 +121,99 @@ func (st *stream) rearm() {
 func (st *stream) wake() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	if st.closed {
+		return
+	}
 	st.armed = false
 	for len(st.readers) > 0 {
-		if st.fill(); !st.ready() {
+		r := st.readers[0]
+		if st.fill(r.size); !st.ready() {
 			break
 		}
-		r := st.readers[0]
 		st.readers = st.readers[1:]
 		// One that was interrupted is answered already.
 		if st.s.parking.take(r.unique) {
-			st.s.dev.reply(r.unique, st.cut(r.size))
+			st.answer(r.unique, r.size)
 		}
 	}
-	if st.fill(); st.ready() {
-		for kh := range st.polls {
-			st.s.dev.notifyPoll(kh)
+	if len(st.polls) > 0 {
+		if st.fill(pollAhead); st.ready() {
+			st.notify()
 		}
-		clear(st.polls)
 	}
 	st.rearm()
+}
+
+// pollAhead is how much text is made ready to tell that there is some, in bytes.
+const pollAhead = 1
+
+// notify wakes all pollers. GUARDED_BY(mu)
+func (st *stream) notify() {
+	for kh := range st.polls {
+		st.s.dev.notifyPoll(kh)
+	}
+	clear(st.polls)
 }
 
 // poll reports whether a read would not wait, and else notifies kh when so.
 func (st *stream) poll(kh uint64, schedule bool) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.fill(); st.ready() {
+	if st.fill(pollAhead); st.ready() {
 		return true
 	}
-	if schedule {
-		if st.polls == nil {
-			st.polls = map[uint64]bool{}
-		}
-		st.polls[kh] = true
+	if schedule && !st.polls[kh] {
+		st.addPoll(kh)
+		st.s.saveHandle(st.h)
 		st.rearm()
 	}
 	return false
 }
 
+func (st *stream) addPoll(kh uint64) {
+	if st.polls == nil {
+		st.polls = map[uint64]bool{}
+	}
+	st.polls[kh] = true
+}
+
+// goOn continues a stream of a process before this one. Whoever polled is
+// woken, to poll again.
+func (st *stream) goOn() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.resume()
+	st.notify()
+}
+
 func (st *stream) close() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	st.closed = true
 	st.disarm()
 	clear(st.polls)
 }
 
-// newEventStream follows the events from now on.
-func newEventStream(s *Server, _ node) (*stream, error) {
-	cursor := s.engine.Stats().Events
+// newEventStream follows the events from its start on.
+func newEventStream(s *Server, _ node) *stream {
+	st := &stream{s: s}
 	var watch lockengine.WatchID
-	const batch = 256
-	return &stream{s: s,
-		next: func() (string, bool) {
-			events, missed := s.engine.Events(cursor, batch)
-			cursor += missed + uint64(len(events))
-			return s.eventLines(events, missed), false
-		},
-		arm:    func(wake func()) { watch = s.engine.OnEvents(cursor, wake) },
-		disarm: func() { s.engine.Unwatch(watch) },
-	}, nil
+	st.next = func(cursor uint64, size int) (string, uint64, bool) {
+		events, missed := s.engine.Events(cursor, max(1, min(256, size/typicalEvent)))
+		return s.eventLines(events, missed), cursor + missed + uint64(len(events)), false
+	}
+	st.start = func() error {
+		st.at.cursor = s.engine.Stats().Events
+		return nil
+	}
+	st.resume = func() {}
+	st.arm = func(cursor uint64, wake func()) { watch = s.engine.OnEvents(cursor, wake) }
+	st.disarm = func() { s.engine.Unwatch(watch) }
+	return st
 }
+
+// typicalEvent is the length of a line of view/events, in bytes.
+const typicalEvent = 256
 
 var eventNames = [...]string{
 	lockengine.EventGranted: "granted", lockengine.EventReleased: "released", lockengine.EventWaiting: "waiting",
@@ -218,42 +292,48 @@ var endNames = [...]string{
 
 // newWaitStream says once how the lock ended. It watches from the open on, so
 // that an end before the first read is not missed.
-func newWaitStream(s *Server, n node) (*stream, error) {
-	l, err := s.lockOf(n)
-	if err != nil {
-		return nil, err
-	}
+func newWaitStream(s *Server, n node) *stream {
+	st := &stream{s: s}
 	var mu sync.Mutex
 	var end lockengine.End
 	var wake func()
-	id, err := s.engine.Watch(l.Name, l.Token, func(e lockengine.End) {
+	ended := func(e lockengine.End) {
 		mu.Lock()
 		defer mu.Unlock()
 		if end = e; wake != nil {
 			wake()
 		}
-	})
-	if err != nil {
-		return nil, err
 	}
-	return &stream{s: s,
-		next: func() (string, bool) {
-			mu.Lock()
-			defer mu.Unlock()
-			if end == 0 {
-				return "", false
-			}
-			return endNames[end], true
-		},
-		arm: func(w func()) {
-			mu.Lock()
-			defer mu.Unlock()
-			if wake = w; end != 0 {
-				wake()
-			}
-		},
-		disarm: func() { s.engine.Unwatch(id) },
-	}, nil
+	st.next = func(cursor uint64, _ int) (string, uint64, bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if end == 0 {
+			return "", cursor, false
+		}
+		return endNames[end], cursor + 1, true
+	}
+	st.start = func() error {
+		l, err := s.lockOf(n)
+		if err != nil {
+			return err
+		}
+		st.watch, err = s.engine.Watch(l.Name, l.Token, ended)
+		return err
+	}
+	st.resume = func() {
+		if !st.at.ended && !s.keeper().Rewatch(st.watch, ended) {
+			ended(lockengine.Lost)
+		}
+	}
+	st.arm = func(_ uint64, w func()) {
+		mu.Lock()
+		defer mu.Unlock()
+		if wake = w; end != 0 {
+			wake()
+		}
+	}
+	st.disarm = func() { s.engine.Unwatch(st.watch) }
+	return st
 }
 
 // now is the engine's time.

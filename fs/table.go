@@ -26,7 +26,7 @@ type row struct {
 	// after the one given, until add returns false.
 	list func(s *Server, n node, after uint64, add func(name string, n node, cookie uint64) bool)
 	// stream makes what reads of an open file wait for.
-	stream func(*Server, node) (*stream, error)
+	stream func(*Server, node) *stream
 	// once is set for a stream that says one thing, the same to everybody, and
 	// ends. The kernel may cache it, which lets sendfile(2) wait for it.
 	once bool
@@ -39,7 +39,7 @@ type row struct {
 	lockText func(*lockView) string
 	// write takes what the holder writes. It parses all of it before it
 	// changes anything.
-	write func(*Server, lockengine.Lock, string) error
+	write func(s *Server, unique uint64, l lockengine.Lock, text string) error
 	// slow files look at processes, as many as wait.
 	slow bool
 	// leased nodes do not exist for a hold, which has no lease.

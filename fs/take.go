@@ -1,9 +1,7 @@
 package fs
 
 import (
-	"errors"
 	"strconv"
-	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -13,38 +11,49 @@ import (
 	"lockfs/lockengine"
 )
 
-// taking is the named lock behind an open take/NAME or hold/NAME.
+// taking is the named lock behind an open take/NAME or hold/NAME. It goes with
+// the handle; one of take/ is detached from it, and lives by its timeout, once
+// its token was read.
 type taking struct {
-	name  string
-	token uint64
-	hold  bool
-
-	mu   sync.Mutex
-	read bool // the token was read: a lock of take/ now lives by its timeout
+	name     string
+	token    uint64
+	hold     bool
+	tid      int32 // who opened it
+	detached bool  // GUARDED_BY(handle.mu)
+	answered bool  // the kernel knows the handle and will release it. GUARDED_BY(handle.mu)
 }
 
 // openTake handles the OPEN of take/NAME and hold/NAME: it waits in line for
 // the lock and answers when it has it.
-func (s *Server) openTake(n node, in *fuse.OpenIn) {
-	req, w, err := s.takeRequest(n, in)
+func (s *Server) openTake(n node, in fuse.OpenIn) {
+	if h := s.handles.get(handleNumber(in.Unique)); h != nil {
+		s.answerTaken(h, in.Unique) // sent again
+		return
+	}
+	req, w, err := s.takeRequest(n, &in)
 	if err != nil {
 		s.dev.replyError(in.Unique, errnoOf(err))
 		return
 	}
-	flags, unique := in.Flags, in.Unique
+	unique := in.Unique
 	granted := func(g lockengine.Grant, err error) bool {
 		if err != nil {
 			return s.dev.replyError(unique, errnoOf(err))
 		}
-		return s.openTaken(n, unique, flags, req, g)
+		return s.openTaken(n, unique, in.Flags, req, g)
 	}
-	if flags&syscall.O_NONBLOCK != 0 || w.bounded && w.wait == 0 {
-		granted(s.engine.Try(req))
+	if in.Flags&syscall.O_NONBLOCK != 0 || w.bounded && w.wait == 0 {
+		try := func() { granted(s.engine.Try(req)) }
+		if s.cfg.Durable {
+			s.running.Go(try)
+		} else {
+			try()
+		}
 		return
 	}
-	s.wait(unique, req, granted)
+	since := s.wait(unique, req, granted)
 	if w.bounded {
-		s.timeOut(unique, w.wait)
+		s.timeOut(unique, w.wait-since)
 	}
 }
 
@@ -64,6 +73,7 @@ func (s *Server) takeRequest(n node, in *fuse.OpenIn) (lockengine.Request, waitN
 		timeout = s.defaultTimeout(w.name)
 	}
 	req, err := s.namedRequest(w.name, kind, timeout, &in.InHeader)
+	req.Handle = handleNumber(in.Unique)
 	return req, w, err
 }
 
@@ -81,51 +91,54 @@ func (s *Server) namedRequest(name, kind string, timeout time.Duration, h *fuse.
 		Range:   lockengine.Whole,
 		Who:     lockengine.Who{PID: from.pid, TID: int32(h.Pid), UID: h.Uid, GID: h.Gid},
 		Timeout: timeout,
+		Key:     requestID(h.Unique),
 		Guard:   masterOf(name),
 		Meta:    "kind " + kind + "\n" + from.who,
 	}, nil
 }
 
-// openTaken answers the OPEN with a handle on the lock granted. If nobody is
-// there to take it, the lock goes back.
+// openTaken answers the OPEN with a handle on the lock granted.
 func (s *Server) openTaken(n node, unique uint64, flags uint32, req lockengine.Request, g lockengine.Grant) bool {
-	t := &taking{name: req.Name, token: g.Token, hold: req.Timeout == 0}
-	fh := s.handles.add(&handle{node: n, flags: flags, taking: t,
-		data: append(strconv.AppendUint(nil, g.Token, 10), '\n')})
-	out := fuse.OpenOut{Fh: fh, OpenFlags: fuse.FOPEN_DIRECT_IO}
-	s.dev.notifySize(n.id)
-	if s.dev.reply(unique, unsafe.Slice((*byte)(unsafe.Pointer(&out)), unsafe.Sizeof(out))) {
-		return true
-	}
-	s.handles.remove(fh)
-	s.release(t)
-	return false
+	h := &handle{fh: req.Handle, node: n, flags: flags,
+		taking: &taking{name: req.Name, token: g.Token, hold: req.Timeout == 0, tid: req.Who.TID},
+		data:   append(strconv.AppendUint(nil, g.Token, 10), '\n')}
+	s.openHandle(h)
+	return s.answerTaken(h, unique)
 }
 
-// release gives the lock back at the handle's end: a hold always, a lock of
-// take/ when nobody learned its token.
-func (s *Server) release(t *taking) {
-	t.mu.Lock()
-	read := t.read
-	t.mu.Unlock()
-	if read && !t.hold {
-		return
+// answerTaken answers the OPEN. If nobody is there to take the handle, the
+// lock goes back.
+func (s *Server) answerTaken(h *handle, unique uint64) bool {
+	out := fuse.OpenOut{Fh: h.fh, OpenFlags: fuse.FOPEN_DIRECT_IO}
+	s.dev.notifySize(h.node.id)
+	if !s.dev.reply(unique, unsafe.Slice((*byte)(unsafe.Pointer(&out)), unsafe.Sizeof(out))) {
+		s.closeHandle(h.fh)
+		s.engine.DropHandle(h.fh)
+		return false
 	}
-	err := s.engine.Release(t.name, t.token, lockengine.Released)
-	if err != nil && !errors.Is(err, lockengine.ErrNotHeld) {
-		s.log.Error("release at close failed", "name", t.name, "token", t.token, "error", err)
-	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.taking.answered = true
+	s.saveHandle(h)
+	return true
 }
 
 // readTaken reads the token. The handle of a hold that was released by force
 // answers EIO.
-func (s *Server) readTaken(t *taking) syscall.Errno {
-	l, ok := s.engine.Get(t.name)
-	if t.hold && (!ok || l.Token != t.token) {
-		return syscall.EIO
+func (s *Server) readTaken(h *handle) syscall.Errno {
+	t := h.taking
+	if t.hold {
+		if l, ok := s.engine.Get(t.name); !ok || l.Token != t.token {
+			return syscall.EIO
+		}
+		return 0
 	}
-	t.mu.Lock()
-	t.read = true
-	t.mu.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !t.detached {
+		_ = s.engine.Detach(t.name, t.token) // it may have run out
+		t.detached = true
+		s.saveHandle(h)
+	}
 	return 0
 }

@@ -233,9 +233,15 @@ func renderStats(s *Server, _ node) ([]byte, error) {
 		fmt.Fprintf(&b, "held_%s %d\nwaiting_%s %d\ngranted_%s %d\nreleased_%s %d\nrefused_%s %d\nwaited_%s %d\ncanceled_%s %d\n",
 			n, st.Held[c], n, st.Waiting[c], n, st.Granted[c], n, st.Released[c], n, st.Refused[c], n, st.Waited[c], n, st.Canceled[c])
 	}
-	fmt.Fprintf(&b, "expired %d\nforced %d\ndeadlocks %d\npossible_deadlocks %d\nevents %d\nlast_token %d\nhandles %d\nnodes %d\nuptime %d\n",
+	fmt.Fprintf(&b, "expired %d\nforced %d\ndeadlocks %d\npossible_deadlocks %d\nevents %d\nlast_token %d\nhandles %d\nnodes %d\nnodes_pinned %d\nuptime %d\nrestarts %d\n",
 		st.Expired, st.Forced, st.Deadlocks, st.Possible, st.Events, st.LastToken,
-		s.files.NumHandles()+s.handles.count(), s.files.NumNodes(), (s.now().Boot-s.started.Boot)/int64(time.Second))
+		s.files.NumHandles()+s.handles.count(), s.files.NumNodes(), s.dynamic.pinned()+s.files.NumPinned(),
+		(s.now().Boot-s.started.Boot)/int64(time.Second), s.instance.restarts)
+	if s.cfg.Journal != nil {
+		j := s.cfg.Journal.Stats()
+		fmt.Fprintf(&b, "journal_log_bytes %d\njournal_snapshot_bytes %d\njournal_records %d\njournal_syncs %d\njournal_compactions %d\n",
+			j.Log, j.Snapshot, j.Appends, j.Syncs, j.Compactions)
+	}
 	return b.Bytes(), nil
 }
 

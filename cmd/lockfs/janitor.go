@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -54,6 +55,9 @@ func newJanitor(mountDir string) *janitor {
 
 // Pid of the helper; 0 when there is none.
 func (j *janitor) Pid() int32 { return j.pid.Load() }
+
+// OnStart implements fs.Janitor.
+func (j *janitor) OnStart(started func(pid int32)) { j.started = started }
 
 // Remove has tlock/name removed soon. When very many wait, the oldest is
 // forgotten.
@@ -178,6 +182,13 @@ func (h *helper) remove(name string) error {
 func (h *helper) end() {
 	h.names.Close()
 	_ = h.cmd.Wait()
+}
+
+// The helper's calls come from its main thread, so that it is known by its pid.
+func init() {
+	if os.Getenv(janitorEnv) != "" {
+		runtime.LockOSThread()
+	}
 }
 
 // janitorMain is the helper process. It ends with its input. That a lock is

@@ -2,9 +2,12 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 
 	"lockfs/fs"
 	"lockfs/lockengine"
+	"lockfs/lockengine/journal"
 )
 
 // workerEnv has the settings of a worker, and makes us one. It is also what
@@ -61,13 +65,25 @@ func workerMain(text string, serve func(settings, workerLinks) error) error {
 // serve serves the mount until it is unmounted.
 func serve(s settings, w workerLinks) error {
 	log := newLog()
-	engine, err := lockengine.NewLocal(lockengine.Config{Classify: fs.Classify})
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	durable := s.Sync == syncAlways
+	kept, err := journal.Open(filepath.Join(s.State, "journal"), journal.Options{Boot: boot, Sync: durable, Log: log})
+	if err != nil {
+		return err
+	}
+	engine, err := lockengine.NewLocal(lockengine.Config{
+		Classify: fs.Classify, Log: kept, Boot: boot, SyncGrants: durable, Logger: log,
+	})
 	if err != nil {
 		return err
 	}
 	server, err := fs.NewServer(fs.Config{
 		FD: w.fuse, Engine: engine, Now: engine.Now, Session: 1, Files: s.Files, AllowOther: s.AllowOther,
 		DefaultTimeout: s.DefaultTimeout, MaxTimeout: s.MaxTimeout, ViewMode: s.ViewMode, Log: log,
+		Journal: kept, Instance: s.Instance, Store: w.super, Janitor: newJanitor(s.Dir), Durable: durable,
 	})
 	if err != nil {
 		return err
@@ -76,13 +92,19 @@ func serve(s settings, w workerLinks) error {
 		log.Warn("no supervisor hears that the mount is ready", "err", err)
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- server.Serve() }()
+	go func() { ended <- errors.Join(server.Serve(), kept.Close()) }()
 	select {
 	case err := <-ended:
 		return err
 	case <-w.super.orphaned:
 		return serveAlone(s.Dir, ended, log)
 	}
+}
+
+// bootID is an id of this boot of the machine (random(4)).
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
 }
 
 // serveAlone goes on without a supervisor, whose signals are now ours.

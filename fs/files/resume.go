@@ -114,3 +114,16 @@ func (f *FS) NumPinned() int {
 	defer f.mu.Unlock()
 	return f.pinned
 }
+
+// Reset forgets what was replayed so far: it belonged to another mount.
+func (f *FS) Reset() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.nodes)
+	clear(f.idents)
+	clear(f.names)
+	clear(f.open)
+	clear(f.inherited)
+	f.root.children, f.pinned, f.highestID = 0, 0, 0
+	f.nodes[Root], f.idents[f.root.ident] = f.root, f.root
+}

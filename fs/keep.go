@@ -1,0 +1,304 @@
+package fs
+
+import (
+	"sync"
+
+	"lockfs/lockengine"
+)
+
+// What a successor of this process must know of the synthetic tree is kept in
+// the journal as records that set or delete one thing each. So a record
+// replayed twice does no harm, and a snapshot may be taken while they come: it
+// only has to begin after the new log did.
+//
+// The kinds are part of the journal's format.
+const (
+	recInstance    = 10 // the kernel's connection: its id, when it began, its INIT request
+	recHandle      = 11 // an open synthetic file
+	recHandleGone  = 12
+	recDynamic     = 13 // a node with a name
+	recDynamicGone = 14
+	recDynamicLast = 15 // the last number of such a node
+	recRemoved     = 16 // how often the d of a lock was removed
+	recIntent      = 17 // something that must not be done twice is about to be
+	recJanitor     = 18 // the process whose rmdir shows an expiry to inotify
+	recSweep       = 19 // a lock that ran out and has to be shown so
+
+	firstFilesKind = 30 // those of package files
+)
+
+// engineKeeper is an engine that keeps its state in the journal.
+type engineKeeper interface {
+	Replay(kind uint8, data []byte) error
+	Resume(lockengine.Resumption) error
+	Rewatch(id lockengine.WatchID, done func(lockengine.End)) bool
+	Claimed()
+	OnExpired(func(name string, token uint64))
+	Checkpoint(switchLog func()) (chunks [][]byte)
+}
+
+// stateKind is the kind of the engine's records in a snapshot.
+const stateKind = 2
+
+// record appends to the journal. It cannot fail for want of room but at the
+// very end of a full disk; then a crash would lose this one thing.
+func (s *Server) record(kind uint8, e encoder) {
+	if s.cfg.Journal == nil {
+		return
+	}
+	if _, err := s.cfg.Journal.Append(kind, e); err != nil {
+		s.log.Error("journal is full: a crash now would lose a handle", "kind", kind, "error", err)
+	}
+}
+
+// room reports whether there is room for a record that adds something, so that
+// those that take away will always find some.
+func (s *Server) room(n int) bool {
+	return s.cfg.Journal == nil || s.cfg.Journal.Room(n, journalReserve) == nil
+}
+
+// journalReserve is what is left to records that take away, in bytes.
+const journalReserve = 64 << 10
+
+// instance is the kernel's connection.
+type instance struct {
+	id      string
+	started lockengine.Instant
+	init    []byte // the INIT request, which the kernel sends once
+	// restarts counts the processes that went on with it.
+	restarts uint64
+}
+
+func (i *instance) encode() encoder {
+	var e encoder
+	e.text(i.id)
+	e.int(i.started.Boot)
+	e.int(i.started.Wall)
+	e.bytes(i.init)
+	e.uint(i.restarts)
+	return e
+}
+
+func (i *instance) decode(d *decoder) {
+	i.id, i.started.Boot, i.started.Wall, i.init = d.text(), d.int(), d.int(), d.bytes()
+	i.restarts = d.uint()
+}
+
+// dynamicRows have the nodes with names; their places here are in the journal.
+var dynamicRows = []*row{takeFileRow, holdFileRow, viewDirRow, viewFileRow, viewPidRow}
+
+func (s *Server) keepDynamic(d *dynamicNode, gone bool) {
+	var e encoder
+	e.uint(d.id)
+	if gone {
+		if d.kept {
+			s.record(recDynamicGone, e)
+		}
+		return
+	}
+	d.encode(&e)
+	if d.kept = s.room(len(e)); d.kept {
+		s.record(recDynamic, e)
+	}
+}
+
+func (d *dynamicNode) encode(e *encoder) {
+	for i, r := range dynamicRows {
+		if r == d.row {
+			e.uint(uint64(i))
+		}
+	}
+	e.text(d.name)
+}
+
+func (s *Server) restoreDynamic(d *decoder) error {
+	id, i, name := d.uint(), d.uint(), d.text()
+	if d.err != nil || i >= uint64(len(dynamicRows)) {
+		return errShort
+	}
+	s.dynamic.restore(id, dynamicRows[i], name)
+	return nil
+}
+
+// intents are the changes of locks that must not be made twice though their
+// request may come twice: a release without a token could hit the next holder.
+//
+// Concurrency: safe for use from any goroutine.
+type intents struct {
+	mu sync.Mutex
+	m  map[uint64]intent // by the number of the request
+}
+
+// intent is a change about to be made, and the state it found.
+type intent struct {
+	token  uint64
+	name   string
+	how    lockengine.End // a release
+	expiry int64          // a renewal: the one before, by Boot
+}
+
+func (in intent) encode(id uint64) encoder {
+	var e encoder
+	e.uint(id)
+	e.uint(in.token)
+	e.text(in.name)
+	e.uint(uint64(in.how))
+	e.int(in.expiry)
+	return e
+}
+
+func decodeIntent(d *decoder) (id uint64, in intent) {
+	id = d.uint()
+	in.token, in.name, in.how, in.expiry = d.uint(), d.text(), lockengine.End(d.uint()), d.int()
+	return id, in
+}
+
+// intend records what is about to be done for a request. found is what was
+// about to be done when this request came before.
+func (s *Server) intend(unique uint64, in intent) (found intent, again bool) {
+	if s.cfg.Journal == nil {
+		return in, false
+	}
+	id := requestID(unique)
+	s.intents.mu.Lock()
+	defer s.intents.mu.Unlock()
+	if found, again = s.intents.m[id]; again {
+		return found, true
+	}
+	if s.intents.m == nil {
+		s.intents.m = map[uint64]intent{}
+	}
+	s.intents.m[id] = in
+	s.record(recIntent, in.encode(id))
+	return in, false
+}
+
+// intended is what was about to be done when this request came before.
+func (s *Server) intended(unique uint64) (in intent, again bool) {
+	if !isResent(unique) {
+		return in, false
+	}
+	s.intents.mu.Lock()
+	defer s.intents.mu.Unlock()
+	in, again = s.intents.m[requestID(unique)]
+	return in, again
+}
+
+// answered forgets an intent: its request will not come again.
+func (s *Server) answered(unique uint64) {
+	s.intents.mu.Lock()
+	defer s.intents.mu.Unlock()
+	delete(s.intents.m, requestID(unique))
+}
+
+// replay takes one record of the journal.
+func (s *Server) replay(kind uint8, data []byte) error {
+	d := &decoder{rest: data}
+	switch kind {
+	case recInstance:
+		was := s.instance.id
+		if s.instance.decode(d); s.instance.id != was {
+			s.reset()
+		}
+	case recHandle:
+		s.found[decodedNumber(data)] = append([]byte(nil), data...)
+	case recHandleGone:
+		delete(s.found, d.uint())
+	case recDynamic:
+		return s.restoreDynamic(d)
+	case recDynamicGone:
+		s.dynamic.drop(d.uint())
+	case recDynamicLast:
+		s.dynamic.last = max(s.dynamic.last, d.uint())
+	case recRemoved:
+		s.removed.set(d.uint(), d.uint())
+	case recIntent:
+		id, in := decodeIntent(d)
+		s.intents.m[id] = in
+	case recJanitor:
+		s.janitors.restore(int32(d.int()), d.int())
+	case recSweep:
+		s.janitors.restoreSweep(d.text(), d.uint())
+	}
+	return d.err
+}
+
+func decodedNumber(data []byte) uint64 { return (&decoder{rest: data}).uint() }
+
+// dump gives the state as records, for a snapshot.
+func (s *Server) dump(add func(kind uint8, data ...[]byte) error) error {
+	if err := add(recInstance, s.instance.encode()); err != nil {
+		return err
+	}
+	if err := s.dumpDynamic(add); err != nil {
+		return err
+	}
+	for token, n := range s.removed.all() {
+		if err := add(recRemoved, encodeRemoved(token, n)); err != nil {
+			return err
+		}
+	}
+	for _, h := range s.handles.all() {
+		mu := h.guard()
+		mu.Lock()
+		kept, e := h.kept, h.encode()
+		mu.Unlock()
+		if kept {
+			if err := add(recHandle, e); err != nil {
+				return err
+			}
+		}
+	}
+	for _, r := range s.janitors.records() {
+		if err := add(r.kind, r.data); err != nil {
+			return err
+		}
+	}
+	s.intents.mu.Lock()
+	defer s.intents.mu.Unlock()
+	for id, in := range s.intents.m {
+		if err := add(recIntent, in.encode(id)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Server) dumpDynamic(add func(kind uint8, data ...[]byte) error) error {
+	t := &s.dynamic
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var last encoder
+	last.uint(t.last)
+	if err := add(recDynamicLast, last); err != nil {
+		return err
+	}
+	for _, d := range t.byID {
+		if !d.kept {
+			continue
+		}
+		var e encoder
+		e.uint(d.id)
+		d.encode(&e)
+		if err := add(recDynamic, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A request that the kernel sends again has this bit in its number
+// (FUSE_UNIQUE_RESEND, include/uapi/linux/fuse.h).
+const resentBit = 1 << 63
+
+func isResent(unique uint64) bool { return unique&resentBit != 0 }
+
+// requestID is the number of a request, however often it is sent.
+func requestID(unique uint64) uint64 { return unique &^ resentBit }
+
+// keepInit records the INIT request, before it is answered: a successor has to
+// be told what was agreed on.
+func (s *Server) keepInit(in []byte) {
+	s.instance.init = append([]byte(nil), in...)
+	s.record(recInstance, s.instance.encode())
+}

@@ -1,0 +1,279 @@
+package fs
+
+import (
+	"errors"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"lockfs/lockengine"
+)
+
+// A server may go on where one of a process before it stopped, on the same
+// connection to the kernel. The journal tells it what the kernel knows: nodes,
+// handles, locks. What was asked meanwhile the kernel keeps until it is read,
+// and what was asked and not answered it sends again when told to
+// (FUSE_NOTIFY_RESEND, Linux 6.9).
+
+// restore brings the state of the journal back, if there is one.
+func (s *Server) restore() error {
+	j, engine := s.cfg.Journal, s.keeper()
+	if j == nil || engine == nil {
+		return nil
+	}
+	s.found = map[uint64][]byte{}
+	s.intents.m = map[uint64]intent{}
+	report, err := j.Replay(func(kind uint8, data []byte) error {
+		switch {
+		case kind >= firstFilesKind:
+			return s.files.Replay(kind, data)
+		case kind >= recInstance:
+			return s.replay(kind, data)
+		}
+		return engine.Replay(kind, data)
+	})
+	if err != nil {
+		return err
+	}
+	if s.cfg.Janitor != nil {
+		s.cfg.Janitor.OnStart(s.janitorStarted)
+		engine.OnExpired(s.expired)
+	}
+	s.resumed = !report.Fresh && s.instance.id == s.cfg.Instance && s.cfg.Instance != ""
+	if err := engine.Resume(lockengine.Resumption{Same: s.resumed, Lost: !report.SameBoot && !report.Clean}); err != nil {
+		return err
+	}
+	if s.resumed {
+		s.started = s.instance.started
+		s.instance.restarts++
+		s.record(recInstance, s.instance.encode())
+		return s.restoreHandles()
+	}
+	s.begin()
+	return nil
+}
+
+// keeper is the engine, if it keeps its state; else nil.
+func (s *Server) keeper() engineKeeper {
+	k, _ := s.engine.(engineKeeper)
+	return k
+}
+
+// begin starts with a new connection: what belonged to another one is gone.
+// Locks of take/ of which nobody can have learned the token are released.
+func (s *Server) begin() {
+	for _, data := range s.found {
+		t := s.decodeHandle(&decoder{rest: data}).taking
+		if t != nil && !t.hold && !t.detached {
+			_ = s.engine.Release(t.name, t.token, lockengine.Released)
+		}
+	}
+	s.reset()
+	s.instance = instance{id: s.cfg.Instance, started: s.started}
+	s.record(recInstance, s.instance.encode())
+}
+
+// reset forgets what was replayed so far: it belonged to another connection.
+func (s *Server) reset() {
+	s.found = map[uint64][]byte{}
+	s.intents.m = map[uint64]intent{}
+	s.dynamic.byID, s.dynamic.byKey = nil, nil
+	s.removed.m = nil
+	s.files.Reset()
+}
+
+func (s *Server) restoreHandles() error {
+	for _, data := range s.found {
+		d := &decoder{rest: data}
+		h := s.decodeHandle(d)
+		if d.err != nil || h.node.row == nil {
+			s.log.Error("an open file of the process before cannot be restored", "handle", h.fh, "node", h.node.id, "error", d.err)
+			continue
+		}
+		s.handles.add(h)
+	}
+	s.found = nil
+	return s.files.Resume()
+}
+
+// notifyResend is FUSE_NOTIFY_RESEND.
+const notifyResend = 7
+
+// takeOver continues the service of the process before: it has the kernel send
+// again what was not answered, and serves that first, in the order in which it
+// was asked.
+func (s *Server) takeOver() {
+	begin := time.Now()
+	if len(s.instance.init) > 0 {
+		out := s.buffer()
+		s.protocol.HandleRequest([][]byte{s.instance.init}, [][]byte{out[:]})
+		s.buffers.Put(out)
+	}
+	for _, h := range s.handles.all() {
+		if h.stream != nil {
+			h.stream.goOn()
+		}
+	}
+	resent, fresh := s.collect()
+	slices.SortFunc(resent, func(a, b []byte) int {
+		return int(int64(requestID(uniqueOf(a)) - requestID(uniqueOf(b))))
+	})
+	var slow sync.WaitGroup
+	for _, in := range resent {
+		s.dispatchCopy(in, &slow)
+	}
+	s.keeper().Claimed()
+	s.dropOrphans(resent)
+	for _, in := range fresh {
+		s.dispatchCopy(in, &slow)
+	}
+	go func() {
+		slow.Wait()
+		s.files.Claimed()
+	}()
+	s.sweepOn()
+	s.log.Info("went on where the process before stopped", "handles", s.handles.count()+s.files.NumHandles(),
+		"nodes", s.files.NumNodes(), "requests_sent_again", len(resent), "took", time.Since(begin).Round(time.Microsecond))
+}
+
+func uniqueOf(in []byte) uint64 { return (*fuse.InHeader)(unsafe.Pointer(&in[0])).Unique }
+
+// collect reads what the kernel sends again. It does so before all else but
+// interrupts and FORGETs, so the first other request ends it.
+func (s *Server) collect() (resent, fresh [][]byte) {
+	if !s.dev.resend() {
+		s.log.Warn("this kernel (before 6.9) cannot send requests again: those in flight when the process before died will not be answered")
+	}
+	buf := s.buffer()
+	defer s.buffers.Put(buf)
+	for s.dev.readable() {
+		n, err := s.dev.read(buf[:])
+		if err != nil || n < sizeofInHeader {
+			return resent, fresh // the reader will meet it again
+		}
+		in := slices.Clone(buf[:n])
+		h := (*fuse.InHeader)(unsafe.Pointer(&in[0]))
+		switch {
+		case isResent(h.Unique) && h.Opcode != opInterrupt:
+			resent = append(resent, in)
+			continue
+		case h.Opcode == opForget, h.Opcode == opBatchForget, h.Opcode == opInterrupt:
+			fresh = append(fresh, in)
+			continue
+		}
+		return resent, append(fresh, in)
+	}
+	return resent, fresh
+}
+
+// dispatchCopy dispatches a request that is not in a buffer of ours.
+func (s *Server) dispatchCopy(in []byte, slow *sync.WaitGroup) {
+	buf, out := s.buffer(), s.buffer()
+	defer s.buffers.Put(out)
+	n := copy(buf[:], in)
+	slow.Add(1)
+	if s.dispatch(buf, n, out, slow.Done) {
+		slow.Done()
+		s.buffers.Put(buf)
+	}
+}
+
+// dropOrphans gives back what was granted to an open that nobody waits for any
+// more: it was killed in the moment between the kernel's being told to send it
+// again and our reading it.
+func (s *Server) dropOrphans(resent [][]byte) {
+	again := map[uint64]bool{}
+	for _, in := range resent {
+		again[handleNumber(uniqueOf(in))] = true
+	}
+	for _, h := range s.handles.all() {
+		t := h.taking
+		if t == nil || t.answered || again[h.fh] {
+			continue
+		}
+		if _, alive := statOf(t.tid); !alive {
+			s.closeHandle(h.fh)
+			s.engine.DropHandle(h.fh)
+		}
+	}
+	for _, l := range s.engine.Snapshot().Locks {
+		if l.Class == lockengine.Named && l.Handle != 0 && !again[l.Handle] && s.handles.get(l.Handle) == nil {
+			s.engine.DropHandle(l.Handle)
+		}
+	}
+}
+
+// resend has the kernel send again what was read and not answered; false where
+// it cannot.
+func (d device) resend() bool {
+	var b [sizeofOutHeader]byte
+	putOutHeader(b[:], len(b), notifyResend, 0)
+	for {
+		_, err := unix.Write(d.fd, b[:])
+		if err != unix.EINTR && err != unix.EAGAIN {
+			return !errors.Is(err, syscall.EINVAL)
+		}
+	}
+}
+
+// readable reports whether a request is there to be read.
+func (d device) readable() bool {
+	fds := []unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, 0)
+		if err != unix.EINTR {
+			return n == 1 && fds[0].Revents&unix.POLLIN != 0
+		}
+	}
+}
+
+func numbered(n uint64) (e encoder) {
+	e.uint(n)
+	return e
+}
+
+// compact writes a snapshot each time the journal has outgrown the last one,
+// until stop is closed.
+func (s *Server) compact(stop <-chan struct{}) {
+	for {
+		select {
+		case <-s.cfg.Journal.Full():
+		case <-stop:
+			return
+		}
+		if err := s.snapshot(); err != nil {
+			s.log.Error("the journal cannot be compacted: it goes on growing", "error", err)
+		}
+	}
+}
+
+// snapshot replaces the journal so far by the state it has led to.
+func (s *Server) snapshot() error {
+	c, err := s.cfg.Journal.Compact()
+	if err != nil {
+		return err
+	}
+	add := c.Add
+	if err := s.addState(add, s.keeper().Checkpoint(c.Switch)); err != nil {
+		c.Abort()
+		return err
+	}
+	return c.Commit()
+}
+
+func (s *Server) addState(add func(kind uint8, data ...[]byte) error, engine [][]byte) error {
+	for _, chunk := range engine {
+		if err := add(stateKind, chunk); err != nil {
+			return err
+		}
+	}
+	if err := s.dump(add); err != nil {
+		return err
+	}
+	return s.files.Dump(add)
+}
