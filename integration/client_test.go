@@ -160,6 +160,17 @@ func (s *clientState) perform(tag, op string, args []string) (string, error) {
 		return "", s.exec(tag)
 	case "open":
 		return "ok", s.open(args)
+	case "create": // NAME MODE
+		fd, err := unix.Open(args[0], unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, uint32(parseOctal(args[1])))
+		s.remember(args[0], fd)
+		return "ok", err
+	case "pread": // NAME OFFSET LENGTH
+		buf := make([]byte, parseInt(args[2]))
+		n, err := unix.Pread(s.fd(args[0]), buf, parseInt(args[1]))
+		return string(buf[:max(n, 0)]), err
+	case "pwrite": // NAME OFFSET TEXT
+		_, err := unix.Pwrite(s.fd(args[0]), []byte(args[2]), parseInt(args[1]))
+		return "ok", err
 	case "close":
 		fd := s.fd(args[0])
 		s.forget(args[0])
@@ -339,6 +350,14 @@ func writeText(path, text string) error {
 
 func parseInt(s string) int64 {
 	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+func parseOctal(s string) uint64 {
+	n, err := strconv.ParseUint(s, 8, 32)
 	if err != nil {
 		panic(err)
 	}
