@@ -27,7 +27,7 @@ func newDoctor() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			bad := false
 			for _, check := range []func() finding{checkDevice, checkRights, checkHelper, checkKernel,
-				checkPassthrough, checkAllowOther, checkDescriptors} {
+				checkResend, checkPassthrough, checkAllowOther, checkDescriptors} {
 				f := check()
 				bad = bad || f.bad && f.advice != ""
 				fmt.Fprintln(cmd.OutOrStdout(), f)
@@ -112,11 +112,22 @@ func kernelVersion() (major, minor int, release string) {
 func checkKernel() finding {
 	major, minor, release := kernelVersion()
 	f := finding{what: "kernel", note: release}
-	switch {
-	case major < 5 || major == 5 && minor < 4:
+	if major < 5 || major == 5 && minor < 4 {
 		f.bad, f.advice = true, "5.4 or newer is needed"
-	case major < 6 || major == 6 && minor < 9:
-		f.advice = "6.9 or newer serves reads and writes of files/ natively and lets requests survive a crash of the daemon; with this one they fail with EIO"
+	}
+	return f
+}
+
+// isOld is a kernel before 6.9, which brought FUSE_PASSTHROUGH and
+// FUSE_NOTIFY_RESEND.
+func isOld(major, minor int) bool { return major < 6 || major == 6 && minor < 9 }
+
+func checkResend() finding {
+	major, minor, _ := kernelVersion()
+	f := finding{what: "resend", note: "calls on the mount survive a crash and an upgrade of lockfs: the kernel sends them again (FUSE_NOTIFY_RESEND)"}
+	if isOld(major, minor) {
+		f.note = "not in this kernel (FUSE_NOTIFY_RESEND)"
+		f.advice = "calls that are under way when lockfs crashes or is upgraded fail with EIO, locks and open files stay; Linux 6.9 or newer sends them again"
 	}
 	return f
 }
@@ -125,7 +136,7 @@ func checkPassthrough() finding {
 	major, minor, _ := kernelVersion()
 	f := finding{what: "passthrough", note: "reads and writes of files/ go straight to the disk"}
 	switch {
-	case major < 6 || major == 6 && minor < 9:
+	case isOld(major, minor):
 		f.note, f.advice = "not in this kernel", "files/ is slower, nothing else; it needs 6.9"
 	case !inInitialUserNamespace() || !hasSysAdmin():
 		f.note, f.advice = "not allowed", "files/ is slower, nothing else; mount as root of the host for it"

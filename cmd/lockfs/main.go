@@ -1,4 +1,13 @@
 // Lockfs serves a filesystem in which locks are files, and is its own client.
+//
+// # Processes
+//
+// lockfs mount is a supervisor (supervisor.go): it mounts, keeps the connection
+// to the kernel, and has one child at a time, the worker (worker.go), which
+// serves it. A link (fdstore.go) joins the two: over it each learns of the
+// other's end, and the worker has descriptors kept that its successor will
+// need. The worker may have a child itself, the janitor (janitor.go), which
+// makes the calls on the mount that the worker must not.
 package main
 
 import (

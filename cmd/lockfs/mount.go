@@ -210,13 +210,16 @@ func mount(f mountFlags) error {
 	}
 	defer os.Remove(filepath.Join(s.State, controlName))
 	defer control.Close()
+	terminal := hasTerminal() && !signal.Ignored(syscall.SIGHUP) // ignored: nohup(1)
+	signals := mountSignals()
 	super, err := newSupervisor(s, locked)
 	if err != nil {
 		return err
 	}
 	asked := make(chan func(upgraded))
 	go serveControl(control, asked)
-	return super.run(mountSignals(), asked)
+	super.terminal = terminal
+	return super.run(signals, asked)
 }
 
 // newSupervisor mounts.
@@ -243,7 +246,6 @@ func newSupervisor(s settings, locked []*os.File) (*supervisor, error) {
 		announce: func() { announce(s.Dir) },
 		store:    fdStore{limit: limit - spareFDs, log: log},
 		limit:    upgradeLimit,
-		terminal: hasTerminal() && !signal.Ignored(syscall.SIGHUP), // ignored: nohup(1)
 		log:      log,
 	}, nil
 }
