@@ -74,16 +74,25 @@ type packet struct {
 	fds  []int // the receiver's to close
 }
 
-// receive returns io.EOF once the other end is gone and all it sent was read.
-func receive(conn *net.UnixConn) (packet, error) {
-	buf, oob := make([]byte, maxPacket), make([]byte, unix.CmsgSpace(4*maxKept))
+// receiver receives packets. Each is valid until the next.
+type receiver struct {
+	conn     *net.UnixConn
+	buf, oob []byte
+}
+
+func newReceiver(conn *net.UnixConn) *receiver {
+	return &receiver{conn, make([]byte, maxPacket), make([]byte, unix.CmsgSpace(4*maxKept))}
+}
+
+// next returns io.EOF once the other end is gone and all it sent was read.
+func (r *receiver) next() (packet, error) {
 	for {
-		n, oobn, _, _, err := conn.ReadMsgUnix(buf, oob)
+		n, oobn, _, _, err := r.conn.ReadMsgUnix(r.buf, r.oob)
 		if err != nil {
 			return packet{}, err
 		}
 		if n > 0 {
-			return packet{buf[0], buf[1:n], rights(oob[:oobn])}, nil
+			return packet{r.buf[0], r.buf[1:n], rights(r.oob[:oobn])}, nil
 		}
 	}
 }
@@ -219,9 +228,10 @@ func newSupervisorLink(fd int) (*supervisorLink, error) {
 // listen collects what is sent until the supervisor is gone.
 func (l *supervisorLink) listen() {
 	defer close(l.orphaned)
+	in := newReceiver(l.conn)
 	kept := map[uint64]int{}
 	for {
-		p, err := receive(l.conn)
+		p, err := in.next()
 		if err != nil {
 			return
 		}

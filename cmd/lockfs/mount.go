@@ -192,6 +192,7 @@ func stateName(dir string) string {
 }
 
 func mount(f mountFlags) error {
+	setProcessName("lockfs") // in the background we are run as exe
 	s, err := f.check()
 	if err != nil {
 		return err

@@ -157,8 +157,9 @@ func (s *supervisor) spawn(cmd *exec.Cmd) (*net.UnixConn, error) {
 // attend serves a worker until it has ended and all that it sent was read.
 func (s *supervisor) attend(w *worker, link *net.UnixConn) {
 	why := ""
+	in := newReceiver(link)
 	for {
-		p, err := receive(link)
+		p, err := in.next()
 		if err != nil {
 			break
 		}
