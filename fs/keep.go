@@ -33,6 +33,7 @@ type engineKeeper interface {
 	Resume(lockengine.Resumption) error
 	Rewatch(id lockengine.WatchID, done func(lockengine.End)) bool
 	Claimed()
+	NamedHandles() []uint64
 	OnExpired(func(name string, token uint64))
 	Checkpoint(switchLog func()) (chunks [][]byte)
 }

@@ -119,7 +119,12 @@ func (s *Server) takeOver() {
 			h.stream.goOn()
 		}
 	}
-	resent, fresh := s.collect()
+	var resent, fresh [][]byte
+	if s.dev.resend() {
+		resent, fresh = s.collect()
+	} else {
+		defer s.failInFlight()
+	}
 	slices.SortFunc(resent, func(a, b []byte) int {
 		return int(int64(requestID(uniqueOf(a)) - requestID(uniqueOf(b))))
 	})
@@ -146,9 +151,6 @@ func uniqueOf(in []byte) uint64 { return (*fuse.InHeader)(unsafe.Pointer(&in[0])
 // collect reads what the kernel sends again. It does so before all else but
 // interrupts and FORGETs, so the first other request ends it.
 func (s *Server) collect() (resent, fresh [][]byte) {
-	if !s.dev.resend() {
-		s.log.Warn("this kernel (before 6.9) cannot send requests again: those in flight when the process before died will not be answered")
-	}
 	buf := s.buffer()
 	defer s.buffers.Put(buf)
 	for s.dev.readable() {
@@ -169,6 +171,36 @@ func (s *Server) collect() (resent, fresh [][]byte) {
 		return resent, append(fresh, in)
 	}
 	return resent, fresh
+}
+
+// Numbers of requests are a counter's, which goes up by numberStep
+// (FUSE_REQ_ID_STEP); so many of the last ones may be in flight.
+const (
+	numberStep  = 2
+	maxInFlight = 1 << 16
+)
+
+// failInFlight is for kernels before 6.9, which cannot send requests again:
+// nobody knows them, but they must not wait for ever. It waits for the next
+// request and answers those before it with EIO; to most of these numbers no
+// request waits, and the kernel says so.
+func (s *Server) failInFlight() {
+	s.log.Warn("this kernel cannot send requests again (Linux 6.9 can): what was asked for when the process before died fails with EIO")
+	buf, out := s.buffer(), s.buffer()
+	defer s.buffers.Put(out)
+	n, err := s.dev.read(buf[:])
+	if err != nil || n < sizeofInHeader {
+		return // the reader will meet it again
+	}
+	next := uniqueOf(buf[:]) &^ 1 // an INTERRUPT has its request's number plus one
+	for id := next; id >= numberStep && id > next-min(next, maxInFlight*numberStep); id -= numberStep {
+		if id != uniqueOf(buf[:]) {
+			s.dev.replyError(id, syscall.EIO)
+		}
+	}
+	if s.dispatch(buf, n, out, nil) {
+		s.buffers.Put(buf)
+	}
 }
 
 // dispatchCopy dispatches a request that is not in a buffer of ours.
@@ -201,9 +233,9 @@ func (s *Server) dropOrphans(resent [][]byte) {
 			s.engine.DropHandle(h.fh)
 		}
 	}
-	for _, l := range s.engine.Snapshot().Locks {
-		if l.Class == lockengine.Named && l.Handle != 0 && !again[l.Handle] && s.handles.get(l.Handle) == nil {
-			s.engine.DropHandle(l.Handle)
+	for _, fh := range s.keeper().NamedHandles() {
+		if !again[fh] && s.handles.get(fh) == nil {
+			s.engine.DropHandle(fh)
 		}
 	}
 }

@@ -255,3 +255,15 @@ func (c *claim) undo() command {
 	}
 	return command{op: opUnlock, req: c.req}
 }
+
+// NamedHandles lists the handles with which named locks go.
+func (l *Local) NamedHandles() (ids []uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, h := range l.core.handles {
+		if !h.names.empty() {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}

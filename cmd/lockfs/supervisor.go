@@ -17,6 +17,8 @@ import (
 const (
 	// diedAtOnce: a worker that ends sooner after its start has hardly served.
 	diedAtOnce = 2 * time.Second
+	// killedAtOnce: a worker that is killed sooner had no chance to serve.
+	killedAtOnce = 20 * time.Millisecond
 	// maxDeaths of this kind in a row: another start would not help either.
 	maxDeaths = 5
 	// upgradeLimit is for how long the worker of a new program may take to
@@ -252,16 +254,25 @@ func (w *worker) failure(why string) error {
 	return fail(exitUnreachable, "the worker ended before it served: %s", why)
 }
 
-// hopeless counts the deaths at once. A worker that served and was then
-// killed, by somebody or for want of memory, is not at fault.
+// hopeless counts the deaths at once.
 func (s *supervisor) hopeless() bool {
-	w := s.worker
-	if time.Since(w.started) > diedAtOnce || w.ready && signalOf(w.cmd.ProcessState) == syscall.SIGKILL {
+	if !s.worker.diedAtOnce() {
 		s.deaths = 0
 		return false
 	}
 	s.deaths++
 	return s.deaths == maxDeaths
+}
+
+// diedAtOnce: by itself soon after its start, or killed before it could do
+// anything. One that is killed later, by somebody or for want of memory, is not
+// at fault.
+func (w *worker) diedAtOnce() bool {
+	lived := time.Since(w.started)
+	if signalOf(w.cmd.ProcessState) == syscall.SIGKILL {
+		return !w.ready && lived < killedAtOnce
+	}
+	return lived < diedAtOnce
 }
 
 // connectionOver reports whether the filesystem is unmounted, or aborted
