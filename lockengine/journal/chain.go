@@ -104,8 +104,8 @@ func (c *chain) walk(im *image) (sealed bool) {
 	c.boot, c.clean, c.end = im.boot, false, headerSize
 	for r := range records(im.data, im.id) {
 		c.end, c.clean, sealed = r.end, r.kind == kindClosed, r.kind == kindSealed
-		if r.kind == kindOpened && len(r.data) >= proofSize {
-			c.boot = string(r.data[proofSize:])
+		if boot, ok := r.boot(); ok {
+			c.boot = boot
 		}
 	}
 	return sealed
@@ -119,37 +119,42 @@ func (c *chain) walk(im *image) (sealed bool) {
 // power failure however any page may be lost that was not synced, so that only a
 // proof behind the place shows that the disk had it.
 func (c *chain) judge(last *image, behind []*image, boot string) error {
-	valid, best := evidence(last, c.end)
+	var e evidence
+	e.gather(last, c.end)
 	for _, im := range behind {
-		n, p := evidence(im, headerSize)
-		valid += n
-		if p.covers(best.seq, best.off) {
-			best = p
-		}
+		e.gather(im, headerSize)
 		c.dropped = append([]string{im.path}, c.dropped...)
 	}
 	switch {
-	case best.covers(last.seq, c.end):
+	case e.proof.covers(last.seq, c.end):
 		return &CorruptError{last.path, c.end, "bad record, which was whole on disk once"}
-	case valid > 0 && sameBoot(c.boot, boot):
-		return &CorruptError{last.path, c.end, fmt.Sprintf("bad record, with %d valid ones behind it", valid)}
+	case e.valid > 0 && (sameBoot(c.boot, boot) || sameBoot(e.boot, boot)):
+		return &CorruptError{last.path, c.end, fmt.Sprintf("bad record, with %d valid ones behind it", e.valid)}
 	}
-	if rest := used(last.data[c.end:]); rest > 0 || valid > 0 {
-		c.torn, c.clean = &Torn{last.path, c.end, rest, valid}, false
+	if rest := used(last.data[c.end:]); rest > 0 || e.valid > 0 {
+		c.torn, c.clean = &Torn{last.path, c.end, rest, e.valid}, false
 	}
 	return nil
 }
 
-// evidence counts the valid records at or behind off, and returns the best proof
-// among them.
-func evidence(im *image, off int64) (valid int, best proof) {
+// evidence is what the records behind a bad one tell.
+type evidence struct {
+	valid int    // how many there are
+	proof proof  // the best among them
+	boot  string // in which the last of them were written, if they tell
+}
+
+// gather adds what is valid at or behind off.
+func (e *evidence) gather(im *image, off int64) {
 	for r := range survivors(im.data, im.id, off) {
-		valid++
-		if p := r.proof(); p.covers(best.seq, best.off) {
-			best = p
+		e.valid++
+		if p := r.proof(); p.covers(e.proof.seq, e.proof.off) {
+			e.proof = p
+		}
+		if boot, ok := r.boot(); ok {
+			e.boot = boot
 		}
 	}
-	return valid, best
 }
 
 // sameBoot reports whether two boots are known to be one.

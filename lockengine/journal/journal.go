@@ -145,11 +145,14 @@ func (j *Journal) Append(kind uint8, data ...[]byte) (pos uint64, err error) {
 	j.last = j.cur.base + uint64(j.cur.end)
 	j.stats.Appends++
 	j.checkFull()
-	if !j.starved && j.cur.free() < j.reserve+growth/2 {
+	if j.short() && !j.starved {
 		signal(j.wakeGrow)
 	}
 	return j.last, nil
 }
+
+// short reports whether it is time to grow.
+func (j *Journal) short() bool { return j.cur.free() < j.reserve+growth/2 }
 
 func payload(kind uint8, data [][]byte) (n int, err error) {
 	if kind == 0 || kind > MaxKind {
@@ -248,6 +251,9 @@ func (j *Journal) growAhead() {
 func (j *Journal) growOnce() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if !j.short() {
+		return // somebody could not wait
+	}
 	l, from := j.cur, j.cur.allocated
 	to := roundUp(max(from, l.end+j.reserve)+growth, growth)
 	j.growing = true

@@ -28,7 +28,7 @@ func tryOpen(dir, boot string) (*Journal, []string, Report, error) {
 	if err != nil {
 		return nil, nil, Report{}, err
 	}
-	var got []string
+	got := []string{}
 	rep, err := j.Replay(func(kind uint8, data []byte) error {
 		got = append(got, fmt.Sprintf("%d:%s", kind, data))
 		return nil
@@ -52,10 +52,21 @@ func addMany(t testing.TB, j *Journal, from, to int) (want []string) {
 	return want
 }
 
+// tempDir is a directory in memory, if there is such: syncs take no time there.
+func tempDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "journal")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 // crashed copies a directory as a killed process leaves it.
 func crashed(t testing.TB, dir string) string {
 	t.Helper()
-	to := filepath.Join(t.TempDir(), "copy")
+	to := filepath.Join(tempDir(t), "copy")
 	require.NoError(t, os.CopyFS(to, os.DirFS(dir)))
 	return to
 }

@@ -157,3 +157,11 @@ func (r record) proof() proof {
 	}
 	return proof{}
 }
+
+// boot is the boot that began with r, if one did.
+func (r record) boot() (id string, ok bool) {
+	if r.kind != kindOpened || len(r.data) < proofSize {
+		return "", false
+	}
+	return string(r.data[proofSize:]), true
+}
