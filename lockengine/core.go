@@ -85,6 +85,7 @@ type completion struct {
 // nobody holds or waits for is in no map, but for the few that are parked.
 type core struct {
 	now     Instant // of the last command; Boot never goes back within one boot
+	known   int64   // Boot as of the last change
 	boot    string  // id of the boot that now.Boot counts from, if it was told
 	rand    uint64  // state of the priorities' generator
 	changes uint64  // grows with each change of state that is not made by time alone
@@ -156,12 +157,16 @@ func newCore(eventLog int) *core {
 // apply brings the state to now and then does the command. It is the only way
 // to change the state. What it completes is appended to c.done.
 func (c *core) apply(cmd *command, now Instant) result {
+	before := c.changes
 	if cmd.op == opResume {
 		c.resume(cmd, now) // first: what time is it, and who is still there?
 	}
 	c.advance(now)
 	res := c.do(cmd)
 	c.wake()
+	if c.changes != before {
+		c.known = c.now.Boot
+	}
 	return res
 }
 

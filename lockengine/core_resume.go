@@ -27,11 +27,11 @@ func (c *core) resume(cmd *command, now Instant) {
 }
 
 // rebase moves all instants to the clocks of another boot. A lease has left
-// what its wall clock says, but not more than when it was last known: a wall
+// what its wall clock says, but not more than at the last change of state: a wall
 // clock that was set back does not make it longer.
 func (c *core) rebase(now Instant) {
 	for _, n := range slices.Clone(c.names.leases) {
-		left := max(0, min(n.expiry.Wall-now.Wall, n.expiry.Boot-c.now.Boot))
+		left := max(0, min(n.expiry.Wall-now.Wall, n.expiry.Boot-c.known))
 		n.expiry = Instant{later(now.Boot, time.Duration(left)), now.Wall + left}
 		c.names.fixLease(n)
 	}

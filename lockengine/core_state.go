@@ -111,6 +111,7 @@ func (e *stateEncoder) text(s string) uint64 {
 func (e *stateEncoder) head(c *core, reserved uint64) {
 	e.begin(tagHead)
 	e.instant(c.now)
+	e.int(c.known)
 	e.str(c.boot)
 	e.num(c.names.last)
 	e.num(reserved)
@@ -118,7 +119,7 @@ func (e *stateEncoder) head(c *core, reserved uint64) {
 	e.num(uint64(c.lastWatch))
 	e.num(c.log.last)
 	e.num(uint64(c.stats.Held[Named]))
-	e.num(uint64(len(c.handles)))
+	e.num(uint64(c.stats.Held[Record] + c.stats.Held[Flock]))
 }
 
 func (e *stateEncoder) ended(t *namedTable) {
@@ -379,16 +380,16 @@ func (d *stateDecoder) entry(t tag) {
 
 func (d *stateDecoder) head() {
 	c := d.core
-	c.now = d.instant()
+	c.now, c.known = d.instant(), d.int()
 	c.boot = d.str()
 	c.names.last = d.num()
 	d.reserved = d.num()
 	c.nextWaiter = WaiterID(d.num())
 	c.lastWatch = WatchID(d.num())
 	d.last = d.num()
-	names, handles := d.num(), d.num()
+	names, segs := d.num(), d.num()
 	c.names.byName = make(map[string]*named, hint(names))
-	c.handles = make(map[uint64]*handle, hint(handles))
+	c.handles = make(map[uint64]*handle, hint(segs))
 }
 
 // hint is a number of entries to make room for, bounded as it may be wrong.
@@ -415,7 +416,7 @@ func (d *stateDecoder) named() {
 	n.timeout, n.start = time.Duration(d.int()), d.int()
 	all := c.names.byToken.entries
 	inOrder := len(all) == 0 || all[len(all)-1].token < n.token
-	lease := n.timeout > 0 && n.expiry.Boot > c.now.Boot || n.timeout == 0 && n.expiry == Instant{}
+	lease := n.timeout > 0 || n.timeout == 0 && n.expiry == Instant{}
 	if !d.check(n.name != "" && c.names.byName[n.name] == nil && n.held() && inOrder && n.token <= c.names.last && lease) {
 		return
 	}

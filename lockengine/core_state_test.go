@@ -1,0 +1,361 @@
+package lockengine
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// script gives random commands of every kind to cores, and keeps the commands
+// of the first one that changed it, as bytes, as a log would.
+type script struct {
+	t     *testing.T
+	rnd   *rand.Rand
+	bound int // of the event log
+	live  *core
+	now   Instant
+	log   [][]byte
+	ids   []WaiterID
+	key   uint64
+	done  map[op]int // commands of each kind that changed something
+}
+
+func newScript(t *testing.T, seed uint64) *script {
+	rnd := rand.New(rand.NewPCG(seed, 7))
+	bound := []int{16, 600, 8192}[rnd.IntN(3)]
+	return &script{
+		t: t, rnd: rnd, bound: bound, live: newCore(bound),
+		now: Instant{Boot: 1e9, Wall: 1_700_000_000e9}, done: map[op]int{},
+	}
+}
+
+func (s *script) name() string { return string(rune('a' + s.rnd.IntN(modelNames))) }
+func (s *script) owner() Owner { return Owner{1, uint64(1 + s.rnd.IntN(modelOwners))} }
+
+func (s *script) rng() Range {
+	if s.rnd.IntN(4) == 0 {
+		return Whole
+	}
+	start := s.rnd.IntN(cells)
+	return Range{uint64(start), uint64(start + 1 + s.rnd.IntN(cells-start))}
+}
+
+func (s *script) request() Request {
+	owner := s.owner()
+	r := Request{
+		Class: Class(1 + s.rnd.IntN(3)), Name: s.name(), Owner: owner, Mode: Mode(1 + s.rnd.IntN(2)), Range: s.rng(),
+		Kind: modelTold[owner.ID], Handle: 10*owner.ID + uint64(s.rnd.IntN(2)), Meta: s.name(),
+	}
+	if pid := int32(s.rnd.IntN(4)); pid > 0 {
+		r.Who = Who{PID: pid, TID: pid, UID: 1000}
+	}
+	if r.Class == Named {
+		r.Timeout = time.Duration(s.rnd.IntN(3)) * 700 * time.Millisecond
+		if s.rnd.IntN(4) == 0 {
+			r.Guard = s.name()
+		}
+	}
+	if s.rnd.IntN(2) == 0 {
+		s.key++
+		r.Key = s.key - uint64(s.rnd.IntN(int(min(s.key, 4))))
+	}
+	return r
+}
+
+// next is some command.
+func (s *script) next() command {
+	switch k := s.rnd.IntN(100); {
+	case k < 20:
+		return command{op: opTry, req: s.request()}
+	case k < 45:
+		return command{op: opWait, req: s.request()}
+	case k < 55:
+		return command{op: opUnlock, req: s.request()}
+	case k < 62:
+		if len(s.ids) == 0 {
+			return command{op: opTick}
+		}
+		return command{op: opCancel, waiter: s.ids[max(0, len(s.ids)-1-s.rnd.IntN(8))], keep: s.rnd.IntN(3) > 0}
+	case k < 64:
+		return command{op: opDropOwner, req: s.request()}
+	case k < 67:
+		return command{op: opDropHandle, req: s.request()}
+	case k < 72:
+		return command{op: opWatch, req: Request{Name: s.name()}, watch: s.live.lastWatch + 1}
+	case k < 74:
+		return command{op: opUnwatch, watch: WatchID(s.rnd.IntN(int(s.live.lastWatch) + 2))}
+	case k < 99:
+		return s.nextNamed()
+	}
+	return command{op: opResume, fresh: s.rnd.IntN(3) == 0, boot: string(rune('A' + s.rnd.IntN(2))), token: s.live.names.last + uint64(s.rnd.IntN(9))}
+}
+
+func (s *script) nextNamed() command {
+	cmd := command{req: Request{Name: s.name(), Timeout: time.Duration(s.rnd.IntN(2000)) * time.Millisecond}}
+	if n := s.live.names.byName[cmd.req.Name]; n != nil && s.rnd.IntN(2) == 0 {
+		cmd.token = n.token
+	}
+	cmd.op = []op{opRelease, opRenew, opSetNote, opSetStart, opSetSpan, opSetHolder, opDetach, opTick}[s.rnd.IntN(8)]
+	cmd.how, cmd.note, cmd.extend = End(1+s.rnd.IntN(4)), s.name(), s.rnd.IntN(2) == 0
+	cmd.req.Who.UID = s.rnd.Uint32()
+	if cmd.second = int64(s.rnd.IntN(3)); cmd.op == opSetStart {
+		cmd.second += s.now.Wall / 1e9
+	}
+	if s.rnd.IntN(3) == 0 {
+		cmd.max = 1e9
+	}
+	return cmd
+}
+
+// pass lets time pass; the wall clock may be stepped, and a machine that
+// starts anew has a new clock.
+func (s *script) pass(cmd *command) {
+	by := int64(s.rnd.IntN(3)) * int64(s.rnd.IntN(4)) * 100e6
+	s.now.Boot += by
+	s.now.Wall += by + []int64{0, 0, 0, 0, 0, 3600e9, -3600e9}[s.rnd.IntN(7)]
+	if cmd.op == opResume && cmd.boot != s.live.boot {
+		s.now.Boot = int64(s.rnd.IntN(10)) * 1e9
+	}
+}
+
+// come is what a command came to.
+type come struct {
+	result
+	completions []completion
+	events      []Event
+}
+
+func apply(c *core, cmd command, now Instant) come {
+	from := c.log.last
+	got := come{result: c.apply(&cmd, now)}
+	got.completions, c.done = c.done, nil
+	got.events, _ = c.log.after(from, 1000)
+	return got
+}
+
+// do gives one random command to the live core and the others, which must
+// come to the same.
+func (s *script) do(others ...*core) {
+	cmd := s.next()
+	s.pass(&cmd)
+	for {
+		got := s.one(cmd, others)
+		if got.waiter != 0 {
+			s.ids = append(s.ids, got.waiter)
+		}
+		if got.ask == nil {
+			return
+		}
+		answer := command{op: opClassify}
+		for _, q := range got.ask {
+			answer.kinds = append(answer.kinds, ownerKind{q.owner, modelKinds[q.owner]})
+		}
+		s.one(answer, others)
+	}
+}
+
+func (s *script) one(cmd command, others []*core) come {
+	before := s.live.changes
+	got := apply(s.live, cmd, s.now)
+	if s.live.changes != before {
+		s.done[cmd.op]++
+		var e encoder
+		e.command(&cmd, s.live.now)
+		s.log = append(s.log, e.buf)
+	}
+	for _, c := range others {
+		require.Equal(s.t, got, apply(c, cmd, s.now), "%+v", cmd)
+	}
+	return got
+}
+
+// restored is the live core by way of its bytes.
+func (s *script) restored() *core {
+	c, err := decode(stateOf(s.live), s.bound)
+	require.NoError(s.t, err)
+	return c
+}
+
+// stateOf is the bytes of the state.
+func stateOf(c *core) (chunks [][]byte) {
+	c.encode(0, func(chunk []byte) { chunks = append(chunks, chunk) })
+	return chunks
+}
+
+func decode(chunks [][]byte, bound int) (c *core, err error) {
+	d := stateDecoder{core: newCore(bound)}
+	for _, chunk := range chunks {
+		if c, err = d.chunk(chunk); err != nil {
+			return nil, err
+		}
+	}
+	if c == nil {
+		return nil, fmt.Errorf("no end")
+	}
+	return c, nil
+}
+
+// replayed is a core that was given the log.
+func (s *script) replayed() *core {
+	c := newCore(s.bound)
+	for _, data := range s.log {
+		d := decoder{buf: data}
+		cmd, at := d.command()
+		require.NoError(s.t, d.end())
+		c.apply(&cmd, at)
+	}
+	c.done = nil
+	return c
+}
+
+// same demands that all states are that of the live core, once all are at the
+// same moment. Refusals of record and flock locks are counted but change nothing.
+func (s *script) same(others ...*core) {
+	s.t.Helper()
+	s.one(command{op: opTick}, others)
+	want := bytes.Join(stateOf(s.live), nil)
+	for _, c := range others {
+		require.NoError(s.t, c.checkInvariants())
+		require.Equal(s.t, s.live.snapshot(), c.snapshot())
+		copy(c.stats.Refused[Record:], s.live.stats.Refused[Record:])
+		require.Equal(s.t, s.live.statsNow(), c.statsNow())
+		require.Equal(s.t, s.live.names.ended, c.names.ended)
+		require.True(s.t, bytes.Equal(want, bytes.Join(stateOf(c), nil)), "state differs")
+	}
+}
+
+// At any moment the state by way of its bytes, and a replay of the log, are
+// the state, and behave like it from there on.
+func TestStateAndReplay(t *testing.T) {
+	rounds := 150
+	if testing.Short() {
+		rounds = 20
+	}
+	done := map[op]int{}
+	for seed := range uint64(rounds) {
+		s := newScript(t, seed)
+		for range 8 {
+			for range s.rnd.IntN(100) {
+				s.do()
+			}
+			// To look must not change what a replay comes to: only some are at
+			// the same moment before they go on.
+			restored, replayed := s.restored(), s.replayed()
+			if s.rnd.IntN(2) == 0 {
+				s.same(restored, replayed)
+			}
+			for range 30 {
+				s.do(restored, replayed)
+			}
+			s.same(restored, replayed)
+		}
+		require.NoError(t, s.live.checkInvariants())
+		for op, n := range s.done {
+			done[op] += n
+		}
+	}
+	t.Log(done)
+	for o := range opResume + 1 {
+		require.True(t, done[o] > 0 || o == opClose, "nothing was changed by %d", o)
+	}
+}
+
+// Every command comes back from its bytes as it was.
+func TestCommandBytes(t *testing.T) {
+	s := newScript(t, 1)
+	for range 5000 {
+		cmd := s.next()
+		var e encoder
+		e.command(&cmd, s.now)
+		d := decoder{buf: e.buf}
+		again, at := d.command()
+		require.NoError(t, d.end())
+		require.Equal(t, s.now, at)
+		var e2 encoder
+		e2.command(&again, at)
+		require.Equal(t, e.buf, e2.buf)
+		if fieldsOf[cmd.op]&hasReq != 0 {
+			require.Equal(t, cmd, again)
+		}
+		for cut := range e.buf {
+			d := decoder{buf: e.buf[:cut]}
+			d.command()
+			require.Error(t, d.end(), "cut at %d of %d", cut, len(e.buf))
+		}
+	}
+}
+
+// A state that was cut anywhere is no state.
+func TestStateCut(t *testing.T) {
+	s := newScript(t, 3)
+	for range 100 {
+		s.do()
+	}
+	chunks := stateOf(s.live)
+	require.Len(t, chunks, 1)
+	for cut := range chunks[0] {
+		_, err := decode([][]byte{chunks[0][:cut]}, 64)
+		require.Error(t, err)
+	}
+}
+
+// Large states come in chunks that are not too large, and in their order only.
+func TestStateChunks(t *testing.T) {
+	c := newCore(64)
+	now := Instant{1e9, 1_700_000_000e9}
+	for i := range 30_000 {
+		apply(c, command{op: opTry, req: Request{Class: Named, Name: fmt.Sprint("lock-", i), Timeout: time.Hour}}, now)
+	}
+	chunks := stateOf(c)
+	require.Greater(t, len(chunks), 2)
+	for _, chunk := range chunks {
+		require.LessOrEqual(t, len(chunk), chunkMax)
+	}
+	again, err := decode(chunks, 64)
+	require.NoError(t, err)
+	require.Equal(t, chunks, stateOf(again))
+	_, err = decode(chunks[1:], 64)
+	require.ErrorIs(t, err, errOrder)
+	_, err = decode(append(chunks[:1:1], chunks...), 64)
+	require.ErrorIs(t, err, errOrder)
+	_, err = decode(chunks[:len(chunks)-1], 64)
+	require.Error(t, err)
+}
+
+// Bytes that are no state or command are refused; what is taken for a state is
+// one.
+func FuzzReplay(f *testing.F) {
+	for seed := range uint64(6) {
+		s := newScript(nil, seed)
+		for range 60 {
+			s.do()
+		}
+		f.Add(recordState, stateOf(s.live)[0])
+		for _, data := range s.log[:min(len(s.log), 20)] {
+			f.Add(recordCommand, data)
+		}
+	}
+	f.Add(recordTokens, []byte{format, 1, 2, 3, 4, 5, 6, 7, 8})
+	f.Fuzz(func(t *testing.T, kind uint8, data []byte) {
+		l, err := NewLocal(Config{Clock: stillClock{}})
+		require.NoError(t, err)
+		if l.Replay(kind, data) != nil || l.replay.state != nil {
+			return
+		}
+		require.NoError(t, l.Resume(Resumption{Same: true}))
+		l.Claimed()
+		require.NoError(t, l.core.checkInvariants())
+		require.NoError(t, l.Close())
+	})
+}
+
+// stillClock stands still.
+type stillClock struct{}
+
+func (stillClock) Now() Instant        { return Instant{Boot: 2e9, Wall: 1_700_000_001e9} }
+func (stillClock) Alarm(int64, func()) {}
+func (stillClock) Close() error        { return nil }
