@@ -66,7 +66,7 @@ func (f *FS) prepare(n *node, dirfd int, name string) error {
 			return unix.EOPNOTSUPP
 		}
 	}
-	if f.handlesWork {
+	if f.mountFD >= 0 {
 		if h, _, err := unix.NameToHandleAt(dirfd, name, 0); err == nil {
 			n.handle = &h
 		}

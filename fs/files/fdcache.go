@@ -165,7 +165,7 @@ func (f *FS) verified(n *node, fd int) (int, error) {
 }
 
 func (f *FS) openHandle(n *node, flags int) (int, error) {
-	fd, err := unix.OpenByHandleAt(f.root.fd.fd, *n.handle, flags)
+	fd, err := unix.OpenByHandleAt(f.mountFD, *n.handle, flags)
 	if err != nil {
 		return -1, err
 	}
@@ -198,17 +198,21 @@ func (f *FS) openLink(n *node, l link) (int, error) {
 	return f.verified(n, fd)
 }
 
-// decodesHandles tries whether file handles can be made and opened: it takes CAP_DAC_READ_SEARCH and a filesystem
-// that can be exported.
-func decodesHandles(root int) bool {
+// openMount opens what open_by_handle_at(2) needs to find the filesystem: O_PATH will not do. It returns -1 if file
+// handles cannot be made and opened: it takes CAP_DAC_READ_SEARCH and a filesystem that can be exported.
+func openMount(root int) int {
+	mount, err := unix.Openat(root, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1
+	}
 	h, _, err := unix.NameToHandleAt(root, "", unix.AT_EMPTY_PATH)
-	if err != nil {
-		return false
+	if err == nil {
+		var fd int
+		if fd, err = unix.OpenByHandleAt(mount, h, unix.O_PATH|unix.O_CLOEXEC); err == nil {
+			unix.Close(fd)
+			return mount
+		}
 	}
-	fd, err := unix.OpenByHandleAt(root, h, unix.O_PATH|unix.O_CLOEXEC)
-	if err != nil {
-		return false
-	}
-	unix.Close(fd)
-	return true
+	unix.Close(mount)
+	return -1
 }

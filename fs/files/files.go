@@ -63,7 +63,7 @@ type FS struct {
 	mount  mountID
 	maxFDs int
 
-	handlesWork bool          // the backing decodes file handles for us
+	mountFD     int           // to open file handles with, -1 if that cannot be done
 	acls        bool          // the backing can carry POSIX ACLs, so nodes have to be asked
 	creds       *callerCreds  // nil: create everything as ourselves
 	pass        Passthrough   // nil: none
@@ -120,8 +120,11 @@ func New(cfg Config) (*FS, error) {
 	if err := f.openRoot(cfg.Dir); err != nil {
 		return nil, err
 	}
-	f.handlesWork = !cfg.noHandles && decodesHandles(f.root.fd.fd)
-	f.storeAll = !f.handlesWork || os.Geteuid() != 0
+	f.mountFD = -1
+	if !cfg.noHandles {
+		f.mountFD = openMount(f.root.fd.fd)
+	}
+	f.storeAll = f.mountFD < 0 || os.Geteuid() != 0
 	if cfg.AllowOther && os.Geteuid() == 0 {
 		creds, err := newCallerCreds()
 		if err != nil {
@@ -180,7 +183,16 @@ func (f *FS) adoptRoot(fd int) error {
 	return nil
 }
 
-func (f *FS) closeRoot() { unix.Close(f.root.fd.fd) }
+func (f *FS) closeRoot() {
+	unix.Close(f.root.fd.fd)
+	f.closeMount()
+}
+
+func (f *FS) closeMount() {
+	if f.mountFD >= 0 {
+		unix.Close(f.mountFD)
+	}
+}
 
 // Close closes every descriptor. Call it after the last request was answered.
 func (f *FS) Close() error {
@@ -205,6 +217,7 @@ func (f *FS) Close() error {
 	for _, fd := range fds {
 		unix.Close(fd)
 	}
+	f.closeMount()
 	f.closer.stop()
 	return nil
 }

@@ -192,12 +192,6 @@ func (f *FS) openNode(p *pathFD, in *fuse.OpenIn) (fd int, err error) {
 // Create makes a file that does not exist yet and opens it. When the name turns out to be taken, ESTALE makes the
 // kernel look it up again and open it with the checks that an existing file deserves.
 func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	if h := f.openedBefore(&in.InHeader); h != nil {
-		return f.createdBefore(h, out)
-	}
-	if err := f.room(); err != nil {
-		return status(err)
-	}
 	if err := checkName(name); err != nil {
 		return status(err)
 	}
@@ -206,6 +200,13 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		return status(err)
 	}
 	defer f.release(p)
+	if h := f.openedBefore(&in.InHeader); h != nil {
+		f.named(dir, name, h.node)
+		return f.createdBefore(h, out)
+	}
+	if err := f.room(); err != nil {
+		return status(err)
+	}
 	fd, err := f.createOnce(dir, p, in, name)
 	if err == unix.EEXIST && in.Flags&unix.O_EXCL == 0 {
 		return fuse.Status(unix.ESTALE)
@@ -234,6 +235,14 @@ func (f *FS) createdBefore(h *handle, out *fuse.CreateOut) fuse.Status {
 	fillEntry(&out.EntryOut, h.node, &st)
 	h.answer(&out.OpenOut)
 	return fuse.OK
+}
+
+// named records a name that a predecessor made, but may not have recorded.
+func (f *FS) named(dir *node, name string, n *node) {
+	f.mu.Lock()
+	ds := f.setName(dir, name, n)
+	f.mu.Unlock()
+	f.dispose(ds)
 }
 
 // createOnce makes a file, or opens the one that this request made before it was sent again.
