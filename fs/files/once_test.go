@@ -250,6 +250,9 @@ func find(t *testing.T, dir string) (names []string) {
 // checkNames compares the names that the table knows with those that there are.
 func checkNames(t *testing.T, f *FS, dir string, id uint64) {
 	t.Helper()
+	for _, e := range mustReadDir(t, dir) {
+		require.Contains(t, f.names, nameKey{id, e.Name()})
+	}
 	for k, n := range f.names {
 		if k.parent != id {
 			continue
