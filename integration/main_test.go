@@ -41,6 +41,7 @@ func playRole(role string) int {
 		"pingpong": pingpongMain,
 		"crowd":    crowdMain,
 		"dotlock":  dotlockMain,
+		"pairs":    pairsMain,
 		"loader":   loaderMain,
 	}
 	play, ok := roles[role]

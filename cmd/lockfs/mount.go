@@ -31,6 +31,7 @@ type mountFlags struct {
 	viewMode                   string
 	sync                       string
 	allowOther                 bool
+	noJournal                  bool
 	background                 bool
 	options                    []string
 }
@@ -56,6 +57,8 @@ func newMount() *cobra.Command {
 	fl.StringVar(&f.maxTimeout, "max-timeout", "8760h", "the longest that can be asked for")
 	fl.StringVar(&f.viewMode, "view-mode", "0555", "permissions of view/: 0555 or 0500")
 	fl.StringVar(&f.sync, "sync", syncOS, "os: what is granted survives a crash of lockfs; always: each grant of a timed lock is on disk before it is told, and survives power loss")
+	fl.BoolVar(&f.noJournal, "no-journal", false, "keep nothing: a crash ends the mount (to measure what the journal costs)")
+	_ = fl.MarkHidden("no-journal")
 	fl.BoolVar(&f.allowOther, "allow-other", os.Geteuid() == 0, "let other users in")
 	fl.StringSliceVarP(&f.options, "options", "o", nil, "mount(8) options, comma separated")
 	fl.BoolVar(&f.background, "background", false, "return once the mount is ready")
@@ -76,6 +79,7 @@ type settings struct {
 	ViewMode                   uint32
 	AllowOther                 bool
 	Sync                       string
+	NoJournal                  bool
 	Options                    []string `json:"-"`
 
 	// Instance is a random name of one mount of the kernel's: a worker that finds
@@ -92,7 +96,7 @@ func (s settings) encode() string {
 }
 
 func (f mountFlags) check() (settings, error) {
-	s := settings{AllowOther: f.allowOther, Sync: f.sync}
+	s := settings{AllowOther: f.allowOther, Sync: f.sync, NoJournal: f.noJournal}
 	var err error
 	if s.MaxTimeout, err = flagDuration("--max-timeout", f.maxTimeout, 0); err != nil {
 		return s, err
@@ -241,7 +245,7 @@ func newSupervisor(s settings, locked []*os.File) (*supervisor, error) {
 	s.Instance, s.Device = rand.Text(), deviceOf(s.Dir)
 	log := newLog()
 	return &supervisor{
-		settings: s.encode(), fuse: os.NewFile(uintptr(fd), "/dev/fuse"), state: locked, program: self, path: path,
+		settings: s.encode(), mortal: s.NoJournal, fuse: os.NewFile(uintptr(fd), "/dev/fuse"), state: locked, program: self, path: path,
 		unmount:  func(lazy bool) error { return fs.Unmount(s.Dir, lazy) },
 		patient:  func() { unmountPatiently(s.Dir) },
 		announce: func() { announce(s.Dir) },

@@ -37,6 +37,7 @@ const (
 // the fields; the store is the worker's goroutine's.
 type supervisor struct {
 	settings string // for the worker: see settings.encode
+	mortal   bool   // no worker can go on where one died
 	fuse     *os.File
 	state    []*os.File // locked, as long as we or a worker live
 	program  program    // what workers run
@@ -229,6 +230,9 @@ func (s *supervisor) ended(why string) (over bool, err error) {
 	case !s.served:
 		s.takeDown()
 		return true, w.failure(why)
+	case s.mortal:
+		s.takeDown()
+		return true, fail(exitUnreachable, "the worker died (%s), and without a journal no other can go on: the mount is taken down", why)
 	case s.hopeless():
 		s.takeDown()
 		return true, fail(exitUnreachable, "%d workers in a row ended at once, the last one of: %s; the mount is taken down, "+

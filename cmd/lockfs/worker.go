@@ -65,26 +65,11 @@ func workerMain(text string, serve func(settings, workerLinks) error) error {
 // serve serves the mount until it is unmounted.
 func serve(s settings, w workerLinks) error {
 	log := newLog()
-	boot, err := bootID()
+	kept, err := openJournal(s, log)
 	if err != nil {
 		return err
 	}
-	durable := s.Sync == syncAlways
-	kept, err := journal.Open(filepath.Join(s.State, "journal"), journal.Options{Boot: boot, Sync: durable, Log: log})
-	if err != nil {
-		return err
-	}
-	engine, err := lockengine.NewLocal(lockengine.Config{
-		Classify: fs.Classify, Log: kept, Boot: boot, SyncGrants: durable, Logger: log,
-	})
-	if err != nil {
-		return err
-	}
-	server, err := fs.NewServer(fs.Config{
-		FD: w.fuse, Engine: engine, Now: engine.Now, Session: 1, Files: s.Files, AllowOther: s.AllowOther,
-		DefaultTimeout: s.DefaultTimeout, MaxTimeout: s.MaxTimeout, ViewMode: s.ViewMode, Log: log,
-		Journal: kept, Instance: s.Instance, Store: w.super, Janitor: newJanitor(s.Dir), Durable: durable,
-	})
+	server, err := newServer(s, w, kept, log)
 	if err != nil {
 		return err
 	}
@@ -92,13 +77,53 @@ func serve(s settings, w workerLinks) error {
 		log.Warn("no supervisor hears that the mount is ready", "err", err)
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- errors.Join(server.Serve(), kept.Close()) }()
+	go func() {
+		err := server.Serve()
+		if kept != nil {
+			err = errors.Join(err, kept.Close())
+		}
+		ended <- err
+	}()
 	select {
 	case err := <-ended:
 		return err
 	case <-w.super.orphaned:
 		return serveAlone(s.Dir, ended, log)
 	}
+}
+
+// openJournal opens the mount's journal, nil if it is to have none.
+func openJournal(s settings, log *slog.Logger) (*journal.Journal, error) {
+	if s.NoJournal {
+		return nil, nil
+	}
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	return journal.Open(filepath.Join(s.State, "journal"), journal.Options{Boot: boot, Sync: s.Sync == syncAlways, Log: log})
+}
+
+// newServer makes a server that is ready to go on where the journal ends.
+func newServer(s settings, w workerLinks, kept *journal.Journal, log *slog.Logger) (*fs.Server, error) {
+	durable := s.Sync == syncAlways
+	engineConfig := lockengine.Config{Classify: fs.Classify, SyncGrants: durable, Logger: log}
+	if kept != nil {
+		boot, err := bootID()
+		if err != nil {
+			return nil, err
+		}
+		engineConfig.Log, engineConfig.Boot = kept, boot
+	}
+	engine, err := lockengine.NewLocal(engineConfig)
+	if err != nil {
+		return nil, err
+	}
+	return fs.NewServer(fs.Config{
+		FD: w.fuse, Engine: engine, Now: engine.Now, Session: 1, Files: s.Files, AllowOther: s.AllowOther,
+		DefaultTimeout: s.DefaultTimeout, MaxTimeout: s.MaxTimeout, ViewMode: s.ViewMode, Log: log,
+		Journal: kept, Instance: s.Instance, Store: w.super, Janitor: newJanitor(s.Dir), Durable: durable,
+	})
 }
 
 // bootID is an id of this boot of the machine (random(4)).
