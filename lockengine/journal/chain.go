@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -162,13 +163,16 @@ func sameBoot(a, b string) bool { return a == b && a != "" }
 
 // used is the length of b without zeros at its end.
 func used(b []byte) int64 {
-	for i := len(b); i > 0; i-- {
-		if b[i-1] != 0 {
-			return int64(i)
-		}
+	for len(b) >= block && bytes.Equal(b[len(b)-block:], zeros[:block]) {
+		b = b[:len(b)-block]
 	}
-	return 0
+	for len(b) > 0 && b[len(b)-1] == 0 {
+		b = b[:len(b)-1]
+	}
+	return int64(len(b))
 }
+
+const block = 4096
 
 // each calls f for the records of the owner, in order.
 func (c *chain) each(f func(r record) error) error {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/binary"
 	"errors"
+	"log/slog"
 	"os"
 )
 
@@ -115,7 +116,8 @@ func (c *Compaction) Add(kind uint8, data ...[]byte) error {
 }
 
 // Commit ends the compaction: the snapshot takes the place of all that was
-// appended before Switch. If it fails, the old logs stay, as after Abort.
+// appended before Switch. If it fails, the old logs stay, as after Abort. It
+// waits for the disk.
 func (c *Compaction) Commit() error {
 	c.j.committing.Lock()
 	defer c.j.committing.Unlock()
@@ -125,7 +127,10 @@ func (c *Compaction) Commit() error {
 	}
 	c.snapshot.f.Close() // it was synced
 	c.j.replaced(c)
-	return c.j.removeBefore(c.seq)
+	if err := c.j.removeBefore(c.seq); err != nil {
+		c.j.opts.Log.Warn("files that a snapshot took the place of cannot be removed", slog.Any("error", err))
+	}
+	return nil
 }
 
 func (c *Compaction) write() error {
@@ -178,7 +183,7 @@ func (c *Compaction) Abort() {
 	c.j.committing.Lock()
 	defer c.j.committing.Unlock()
 	if err := c.abort(); err != nil {
-		c.j.opts.Log.Warn("what a compaction left cannot be removed", "error", err)
+		c.j.opts.Log.Warn("what a compaction left cannot be removed", slog.Any("error", err))
 	}
 }
 

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -202,4 +203,33 @@ func TestFull(t *testing.T) {
 	require.NoError(t, j.Close())
 	_, got, _ := open(t, string(j.dir), thisBoot)
 	require.Len(t, got, 22)
+}
+
+// TestSyncFails: once a sync failed none is said to have succeeded, until a
+// snapshot takes the place of what could not be written.
+func TestSyncFails(t *testing.T) {
+	dir := tempDir(t)
+	j, err := Open(dir, Options{Boot: thisBoot, Sync: true})
+	require.NoError(t, err)
+	_, err = j.Replay(nil)
+	require.NoError(t, err)
+	want := addMany(t, j, 0, 3)
+	broken := errors.New("the disk broke")
+	j.syncing.Lock()
+	j.cur.syncErr = broken
+	j.syncing.Unlock()
+	for range 2 {
+		require.ErrorIs(t, j.Sync(), broken)
+	}
+	c, err := j.Compact()
+	require.NoError(t, err)
+	c.Switch()
+	want = append(want, add(t, j, 1, "since"))
+	require.ErrorIs(t, j.Sync(), broken)
+	c.Abort()
+	compact(t, j, want)
+	require.NoError(t, j.Sync())
+	add(t, j, 1, "more")
+	require.NoError(t, j.Sync())
+	require.NoError(t, j.Close())
 }

@@ -188,8 +188,10 @@ func (j *Journal) prove(kind uint8, p proof, boot []byte) error {
 }
 
 // Room returns nil if a record with a payload of n bytes can be appended, and
-// then records of reserve bytes in all, 19 more than their payload at most each,
-// even if the disk is full. Else it returns [ErrNoSpace], and nothing changed.
+// then records of reserve bytes in all (each takes up to 19 more than its
+// payload), even if the disk is full and a compaction switches logs meanwhile.
+// Else it returns [ErrNoSpace], and nothing changed. It costs a comparison while
+// there is room.
 func (j *Journal) Room(n, reserve int) error {
 	need := recordSize(n) + int64(reserve)
 	j.mu.Lock()
@@ -197,7 +199,7 @@ func (j *Journal) Room(n, reserve int) error {
 	if j.cur == nil || j.closing {
 		return ErrClosed
 	}
-	j.reserve = int64(reserve)
+	j.reserve = max(j.reserve, int64(reserve))
 	if err := j.ensure(&j.cur, need); err != nil || j.next == nil {
 		return err
 	}
@@ -302,9 +304,10 @@ func (j *Journal) Stats() Stats {
 	return s
 }
 
-// closedRoom is what Close leaves allocated, so that a journal on a full disk can
-// be opened again and what is recorded there be given back.
-const closedRoom = 64 << 10
+// spare is the room beyond what was promised that proofs of a sync leave, and
+// that Close does, so that a journal on a full disk can be opened again and what
+// is recorded there be given back.
+const spare = 64 << 10
 
 // Close syncs all, marks the journal as closed cleanly, and closes it. Who still
 // waits for a sync is told; a compaction that was not committed is as if there
@@ -335,7 +338,7 @@ func (j *Journal) markClosed() error {
 	}
 	l := j.cur
 	step("trim " + l.name())
-	if size := roundUp(l.end+max(closedRoom, j.reserve), 4096); size < l.allocated {
+	if size := roundUp(l.end+j.reserve+spare, block); size < l.allocated {
 		if err := l.f.Truncate(size); err != nil {
 			return err
 		}

@@ -117,6 +117,42 @@ func TestRoundTrip(t *testing.T) {
 	require.True(t, rep.Clean && rep.SameBoot)
 }
 
+func TestAppendAllocatesNothing(t *testing.T) {
+	j, _, _ := open(t, tempDir(t), thisBoot)
+	data := [][]byte{make([]byte, 20), make([]byte, 100)}
+	require.Zero(t, testing.AllocsPerRun(1000, func() {
+		_ = j.Room(120, 1<<10)
+		_, _ = j.Append(1, data...)
+	}))
+}
+
+func TestRefusedRecords(t *testing.T) {
+	j, err := Open(tempDir(t), Options{Boot: thisBoot})
+	require.NoError(t, err)
+	_, err = j.Append(1)
+	require.ErrorIs(t, err, ErrClosed, "before Replay")
+	_, err = j.Replay(nil)
+	require.NoError(t, err)
+	_, err = j.Replay(nil)
+	require.ErrorIs(t, err, ErrClosed, "replayed twice")
+	for _, kind := range []uint8{0, MaxKind + 1, 255} {
+		_, err = j.Append(kind)
+		require.Error(t, err)
+	}
+	_, err = j.Append(1, make([]byte, MaxRecord), []byte{0})
+	require.ErrorIs(t, err, ErrTooLong)
+	_, err = j.Append(1, make([]byte, MaxRecord))
+	require.NoError(t, err)
+	require.NoError(t, j.Close())
+	require.NoError(t, j.Close())
+	require.ErrorIs(t, j.Room(1, 1), ErrClosed)
+	require.ErrorIs(t, j.Sync(), ErrClosed)
+	_, err = j.Compact()
+	require.ErrorIs(t, err, ErrClosed)
+	_, err = Open(tempDir(t), Options{Boot: string(make([]byte, maxBoot+1))})
+	require.Error(t, err)
+}
+
 func compact(t testing.TB, j *Journal, state []string) {
 	t.Helper()
 	c, err := j.Compact()

@@ -115,7 +115,7 @@ func records(file []byte, id uint64) iter.Seq[record] {
 // survivors yields all that are valid at or behind off, whatever lies between.
 func survivors(file []byte, id uint64, off int64) iter.Seq[record] {
 	return func(yield func(record) bool) {
-		for off < int64(len(file)) {
+		for end := off + used(file[off:]); off < end; {
 			r, ok := decode(file, id, off)
 			if !ok {
 				off += recordAlign

@@ -68,7 +68,8 @@ func (j *Journal) syncWaiting() {
 	}
 }
 
-// syncAndProve syncs, and says so in the log if there is room that is not promised.
+// syncAndProve syncs, and says so in the log unless room is short: then a damage
+// to what was synced could be taken for the loss of what was not.
 func (j *Journal) syncAndProve() error {
 	p, err := j.syncNow()
 	if err != nil {
@@ -76,7 +77,7 @@ func (j *Journal) syncAndProve() error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.cur.free()-recordSize(proofSize) >= j.reserve {
+	if j.cur.free() >= j.reserve+spare {
 		b := p.bytes()
 		j.cur.append(kindSynced, proofSize, b[:])
 	}
