@@ -20,8 +20,11 @@ type Compaction struct {
 	err      error // of an Add: the snapshot is not whole
 }
 
-// Compact prepares the next log. Records are still appended to the old one.
+// Compact prepares the next log. Records are still appended to the old one. It
+// fails with [ErrNoSpace] if the disk is full, and [ErrCompacting] if one runs.
 func (j *Journal) Compact() (*Compaction, error) {
+	j.committing.Lock()
+	defer j.committing.Unlock()
 	seq, need, err := j.startCompaction()
 	if err != nil {
 		return nil, err
@@ -75,7 +78,7 @@ func (c *Compaction) Switch() {
 	if c.done || c.switched || j.next == nil {
 		return // given up, or closed meanwhile
 	}
-	j.cur.append(kindSealed, 0)
+	j.cur.seal()
 	j.next.base = j.cur.base + uint64(j.cur.end)
 	j.old = append(j.old[:len(j.old):len(j.old)], j.cur)
 	j.cur, j.next, c.switched = j.next, nil, true

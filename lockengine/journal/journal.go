@@ -67,8 +67,8 @@ type Journal struct {
 	tasks              sync.WaitGroup
 	syncs              atomic.Uint64
 
-	// committing is held while a compaction commits, syncing while files are
-	// synced. They are taken in this order, then mu.
+	// committing is held while a compaction makes, names or removes files, syncing
+	// while files are synced. They are taken in this order, then mu.
 	committing, syncing sync.Mutex
 
 	mu         sync.Mutex
@@ -80,7 +80,7 @@ type Journal struct {
 	waiting    []waiter // GUARDED_BY(mu)
 	last       uint64   // GUARDED_BY(mu): position behind the owner's last record
 	synced     uint64   // GUARDED_BY(mu): all up to this position is on disk
-	reserve    int64    // GUARDED_BY(mu): the bytes last promised by Room
+	reserve    int64    // GUARDED_BY(mu): the greatest that Room was asked for
 	growing    bool     // GUARDED_BY(mu): growOnce is at work; grown tells when it is done
 	grown      sync.Cond
 	starved    bool   // GUARDED_BY(mu): no growing ahead until growing succeeds
@@ -200,10 +200,10 @@ func (j *Journal) Room(n, reserve int) error {
 		return ErrClosed
 	}
 	j.reserve = max(j.reserve, int64(reserve))
-	if err := j.ensure(&j.cur, need); err != nil || j.next == nil {
+	if err := j.ensure(&j.next, need); err != nil {
 		return err
 	}
-	return j.ensure(&j.next, need)
+	return j.ensure(&j.cur, need)
 }
 
 // createLog makes log number seq, with room for need bytes.
@@ -221,7 +221,8 @@ func (j *Journal) newHeader(what fileType, seq uint64) (header, error) {
 	return header{file{what, seq}, binary.LittleEndian.Uint64(id[:]), j.opts.Sync, j.opts.Boot}, err
 }
 
-// ensure makes room for need bytes in a log. *l may become another meanwhile.
+// ensure makes room for need bytes in *l, which may become another log, or nil,
+// while it waits.
 func (j *Journal) ensure(l **log, need int64) error {
 	for *l != nil && (*l).free() < need {
 		if j.growing {
@@ -264,7 +265,10 @@ func (j *Journal) growOnce() {
 	j.mu.Lock()
 	j.growing = false
 	j.grown.Broadcast()
-	if err == nil && l == j.cur {
+	if l != j.cur {
+		return // switched meanwhile
+	}
+	if err == nil {
 		err = l.extended(to)
 	}
 	j.starved = err != nil

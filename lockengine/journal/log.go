@@ -62,7 +62,7 @@ func (l *log) build(d dir, h header, need int64) error {
 	return l.allocate(size)
 }
 
-// openLog opens a log whose records end at end, with room up to its size.
+// openLog opens a log whose records end at end. It is not yet mapped.
 func openLog(im *image, end int64) (*log, error) {
 	f, err := os.OpenFile(im.path, os.O_RDWR, 0)
 	if err != nil {
