@@ -206,6 +206,9 @@ func TestCrashWhileMending(t *testing.T) {
 	steps := map[string]bool{}
 	atEachStep(t, func(name string) {
 		steps[name] = true
+		if name == "extend log-2" {
+			require.Zero(t, used(read(t, path)[2*block:]), "what was cut off is still there")
+		}
 		goesOn(t, crashed(t, dir), otherBoot, want)
 	})
 	j, got, rep, err := tryOpen(dir, otherBoot)
@@ -215,4 +218,5 @@ func TestCrashWhileMending(t *testing.T) {
 	require.NoError(t, j.Close())
 	require.Contains(t, steps, "remove log-3", fmt.Sprint(maps.Keys(steps)))
 	require.Contains(t, steps, "cut log-2")
+	require.Contains(t, steps, "extend log-2")
 }
