@@ -188,11 +188,11 @@ func TestCrashWhileMending(t *testing.T) {
 	j, _, _ := open(t, tempDir(t), thisBoot)
 	want := addMany(t, j, 0, 200)
 	compact(t, j, want)
-	want = append(want, addMany(t, j, 200, 400)...)
+	want = append(want, addMany(t, j, 200, 800)...)
 	c, err := j.Compact()
 	require.NoError(t, err)
 	c.Switch()
-	addMany(t, j, 400, 500)
+	addMany(t, j, 800, 900)
 	c.Abort()
 	dir := crashed(t, string(j.dir))
 	path := filepath.Join(dir, "log-2")
@@ -201,7 +201,7 @@ func TestCrashWhileMending(t *testing.T) {
 	write(t, path, data)
 	_, want, _, err = tryOpen(crashed(t, dir), otherBoot)
 	require.NoError(t, err)
-	require.Less(t, len(want), 400)
+	require.Less(t, len(want), 800)
 
 	steps := map[string]bool{}
 	atEachStep(t, func(name string) {
