@@ -6,9 +6,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// An uncontended lock and unlock allocates nothing, whoever else holds what.
+// An uncontended lock and unlock allocates nothing, whoever else holds what,
+// and whether it is recorded or not.
 func TestUncontendedAllocatesNothing(t *testing.T) {
-	l := newBenchLocal(t)
+	allocatesNothing(t, newBenchLocal(t))
+	allocatesNothing(t, newBench(t, Config{Log: &ringLog{}}))
+}
+
+func allocatesNothing(t *testing.T, l *Local) {
 	for _, class := range []Class{Record, Flock} {
 		req := benchRequest(7)
 		req.Class = class

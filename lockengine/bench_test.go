@@ -7,13 +7,41 @@ import (
 	"time"
 )
 
-func newBenchLocal(b testing.TB) *Local {
-	l, err := NewLocal(Config{})
+func newBenchLocal(b testing.TB) *Local { return newBench(b, Config{}) }
+
+func newBench(b testing.TB, cfg Config) *Local {
+	l, err := NewLocal(cfg)
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { l.Close() })
 	return l
+}
+
+// ringLog is a log that only copies, over and over into the same megabyte.
+type ringLog struct {
+	buf [1 << 20]byte
+	at  int
+}
+
+func (r *ringLog) Room(int, int) error { return nil }
+
+func (r *ringLog) Append(_ uint8, data ...[]byte) (uint64, error) {
+	if r.at > len(r.buf)-4096 {
+		r.at = 0
+	}
+	for _, d := range data {
+		r.at += copy(r.buf[r.at:], d)
+	}
+	return 1, nil
+}
+
+func (r *ringLog) Synced(_ uint64, done func(error)) { go done(nil) }
+
+// withAndWithoutLog runs a benchmark on both, side by side.
+func withAndWithoutLog(b *testing.B, run func(b *testing.B, l *Local)) {
+	b.Run("alone", func(b *testing.B) { run(b, newBenchLocal(b)) })
+	b.Run("log", func(b *testing.B) { run(b, newBench(b, Config{Log: &ringLog{}})) })
 }
 
 func benchRequest(owner uint64) Request {
@@ -24,8 +52,9 @@ func benchRequest(owner uint64) Request {
 }
 
 // BenchmarkUncontended is a lock and an unlock that nobody else minds.
-func BenchmarkUncontended(b *testing.B) {
-	l := newBenchLocal(b)
+func BenchmarkUncontended(b *testing.B) { withAndWithoutLog(b, runUncontended) }
+
+func runUncontended(b *testing.B, l *Local) {
 	req := benchRequest(7)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -36,8 +65,9 @@ func BenchmarkUncontended(b *testing.B) {
 	}
 }
 
-func BenchmarkUncontendedFlock(b *testing.B) {
-	l := newBenchLocal(b)
+func BenchmarkUncontendedFlock(b *testing.B) { withAndWithoutLog(b, runUncontendedFlock) }
+
+func runUncontendedFlock(b *testing.B, l *Local) {
 	req := benchRequest(7)
 	req.Class = Flock
 	b.ReportAllocs()
@@ -49,8 +79,9 @@ func BenchmarkUncontendedFlock(b *testing.B) {
 	}
 }
 
-func BenchmarkNamed(b *testing.B) {
-	l := newBenchLocal(b)
+func BenchmarkNamed(b *testing.B) { withAndWithoutLog(b, runNamed) }
+
+func runNamed(b *testing.B, l *Local) {
 	req := Request{Class: Named, Name: "backup", Owner: Owner{1, 7}, Timeout: time.Hour, Who: Who{PID: 7}}
 	b.ReportAllocs()
 	for b.Loop() {
@@ -174,4 +205,85 @@ func heap() uint64 {
 	runtime.GC()
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc
+}
+
+// BenchmarkCommand is one command as bytes.
+func BenchmarkCommand(b *testing.B) {
+	cmd := command{op: opTry, req: benchRequest(7)}
+	now := Instant{1e12, 1_700_000_000e9}
+	var e encoder
+	b.ReportAllocs()
+	for b.Loop() {
+		e.buf = e.buf[:0]
+		e.command(&cmd, now)
+	}
+	b.ReportMetric(float64(len(e.buf)), "B")
+}
+
+// fillBench takes n named locks and n record locks of n processes.
+func fillBench(l *Local, n int) {
+	for i := range n {
+		req := benchRequest(uint64(i + 1))
+		req.Name = fmt.Sprint("file-", i%100)
+		req.Range = Range{uint64(i) * 10, uint64(i)*10 + 5}
+		l.Try(req)
+		l.Try(Request{Class: Named, Name: fmt.Sprint("lock-", i), Owner: req.Owner, Who: req.Who, Timeout: time.Hour, Key: uint64(i + 1)})
+	}
+}
+
+// BenchmarkCheckpoint is how long nothing else goes on while the state is
+// written, with 10,000 named locks and as many record locks.
+func BenchmarkCheckpoint(b *testing.B) {
+	l := newBenchLocal(b)
+	fillBench(l, 10_000)
+	for b.Loop() {
+		l.Checkpoint(func() {})
+	}
+}
+
+// BenchmarkRestore reads that state.
+func BenchmarkRestore(b *testing.B) {
+	l := newBenchLocal(b)
+	fillBench(l, 10_000)
+	chunks := l.Checkpoint(func() {})
+	b.ReportAllocs()
+	for b.Loop() {
+		again := newBenchLocal(b)
+		for _, chunk := range chunks {
+			if err := again.Replay(recordState, chunk); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := again.Resume(Resumption{Same: true}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkReplay reads the commands of that state, one a lock.
+func BenchmarkReplay(b *testing.B) {
+	var log keptLog
+	fillBench(newBench(b, Config{Log: &log}), 10_000)
+	for b.Loop() {
+		again := newBenchLocal(b)
+		for _, r := range log.records {
+			if err := again.Replay(recordCommand, r); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(log.records)), "ns/record")
+}
+
+// keptLog keeps the commands.
+type keptLog struct {
+	ringLog
+	records [][]byte
+}
+
+func (k *keptLog) Append(kind uint8, data ...[]byte) (uint64, error) {
+	if kind == recordCommand {
+		k.records = append(k.records, append([]byte(nil), data[0]...))
+	}
+	return 1, nil
 }

@@ -118,8 +118,9 @@ func (e *stateEncoder) head(c *core, reserved uint64) {
 	e.num(uint64(c.nextWaiter))
 	e.num(uint64(c.lastWatch))
 	e.num(c.log.last)
-	e.num(uint64(c.stats.Held[Named]))
-	e.num(uint64(c.stats.Held[Record] + c.stats.Held[Flock]))
+	for _, held := range c.stats.Held[Named:] {
+		e.num(uint64(held))
+	}
 }
 
 func (e *stateEncoder) ended(t *namedTable) {
@@ -387,13 +388,20 @@ func (d *stateDecoder) head() {
 	c.nextWaiter = WaiterID(d.num())
 	c.lastWatch = WatchID(d.num())
 	d.last = d.num()
-	names, segs := d.num(), d.num()
-	c.names.byName = make(map[string]*named, hint(names))
-	c.handles = make(map[uint64]*handle, hint(segs))
+	d.makeRoom(d.num(), d.num(), d.num())
 }
 
-// hint is a number of entries to make room for, bounded as it may be wrong.
-func hint(n uint64) int { return int(min(n, 1<<16)) }
+// makeRoom makes maps of the size that they will have if that many locks are
+// of as many owners; bounded, as it may be wrong.
+func (d *stateDecoder) makeRoom(names, record, flock uint64) {
+	size := func(n uint64) int { return int(min(n, 1<<14)) }
+	c := d.core
+	c.names.byName = make(map[string]*named, size(names))
+	c.owners[Record] = make(map[Owner]*owner, size(record))
+	c.owners[Flock] = make(map[Owner]*owner, size(flock))
+	c.handles = make(map[uint64]*handle, size(record+flock))
+	c.parties = make(map[int32]*party, size(record+flock))
+}
 
 func (d *stateDecoder) endedName() {
 	name, at := d.str(), d.int()

@@ -17,6 +17,7 @@ import (
 type memLog struct {
 	mu      sync.Mutex
 	records []memRecord
+	pos     uint64
 	slow    bool
 	asked   []func(error) // of slow syncs
 	syncs   int
@@ -48,7 +49,8 @@ func (m *memLog) Append(kind uint8, data ...[]byte) (uint64, error) {
 		return 0, errFull
 	}
 	m.records = append(m.records, memRecord{kind, bytes.Join(data, nil)})
-	return uint64(len(m.records)), nil
+	m.pos++
+	return m.pos, nil
 }
 
 func (m *memLog) Synced(_ uint64, done func(error)) {
@@ -75,6 +77,17 @@ func (m *memLog) sync(err error) int {
 	return len(asked)
 }
 
+// checkpoint puts the state in the place of the records before.
+func (m *memLog) checkpoint(l *lockengine.Local) {
+	at := 0
+	chunks := l.Checkpoint(func() { m.set(func() { at = len(m.records) }) })
+	var records []memRecord
+	for _, chunk := range chunks {
+		records = append(records, memRecord{2, chunk})
+	}
+	m.set(func() { m.records = append(records, m.records[at:]...) })
+}
+
 func (m *memLog) set(f func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -96,7 +109,7 @@ func (m *memLog) len() int {
 
 const boot = "boot-1"
 
-// start starts an engine from a log.
+// start starts an engine from a log; with a nil clock by that of the machine.
 func start(t *testing.T, clock lockengine.Clock, m *memLog, r lockengine.Resumption, edit ...func(*lockengine.Config)) *lockengine.Local {
 	t.Helper()
 	cfg := lockengine.Config{Clock: clock, Log: m, Boot: boot}

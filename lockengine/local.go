@@ -93,26 +93,26 @@ func (l *Local) do(cmd *command) result {
 // ready says whether the command can be done, and when it is. The mutex may be
 // unlocked for a while meanwhile.
 func (l *Local) ready(cmd *command) (Instant, error) {
-	for {
+	for failed := false; ; {
 		now := l.clock.Now()
 		if l.closed {
 			return now, ErrClosed
 		}
-		if l.record.log == nil {
+		if l.record.log == nil || failed {
 			return now, nil
 		}
-		if cmd.op.grows() {
-			if err := l.room(cmd); err != nil {
-				return now, err
-			}
+		if err := l.room(cmd); err != nil {
+			return now, err
 		}
-		if wait := l.reserve(cmd, now); wait == nil {
+		wait := l.reserve(cmd, now)
+		if wait == nil {
 			return now, nil
-		} else if err := wait(); err != nil {
+		}
+		if err := wait(); err != nil {
 			if cmd.op.grows() {
 				return now, err
 			}
-			return now, nil // what gives back is done all the same
+			failed = true // what gives back is done all the same
 		}
 	}
 }

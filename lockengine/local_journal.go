@@ -90,8 +90,11 @@ const (
 	reserveMax  = 4 << 20
 )
 
-// room fails with ErrNoSpace if there is none to record the command.
+// room fails with ErrNoSpace if there is none to record a command that needs it.
 func (l *Local) room(cmd *command) error {
+	if !cmd.op.grows() {
+		return nil
+	}
 	r := &cmd.req
 	n := commandRoom + len(r.Name) + len(r.Guard) + len(r.Meta) + len(cmd.note)
 	err := l.record.settle()

@@ -36,7 +36,17 @@
 //
 // All methods of an [Engine] may be called from any goroutine. Callbacks run
 // without a lock of the engine held, on the goroutine whose call brought the
-// outcome about (or the engine's timer), and must not block.
+// outcome about (or the engine's timer, or a goroutine of its own when they
+// waited for the disk), and must not block.
+//
+// # Restarts
+//
+// An engine with a [Log] can end at any moment, as by kill -9, and another one
+// go on from that log as if nothing had happened: same locks, waiters, places,
+// order, tokens and events. What is recorded are the commands that changed the
+// state, each in the critical section in which it did, with its instant, and
+// at times the whole state ([Local.Checkpoint]). See [Local.Replay] and
+// [Local.Resume] for the other end.
 package lockengine
 
 import (
@@ -264,8 +274,9 @@ type Event struct {
 	Meta    string        // Named: the request's
 }
 
-// Stats counts since the start of the engine, but for Held and Waiting, which
-// are as of now. Arrays are indexed by Class.
+// Stats counts since the start of the engine, also over restarts with a Log
+// (where refusals of Record and Flock, which are not recorded, may be lost),
+// but for Held and Waiting, which are as of now. Arrays are indexed by Class.
 type Stats struct {
 	Held, Waiting              [4]int
 	Granted, Released, Refused [4]uint64
@@ -431,8 +442,8 @@ type Config struct {
 }
 
 // Log is where an engine keeps its changes (package journal). A record has a
-// kind, of which the engine uses 1 to 9. Append and Synced are called with a
-// mutex of the engine held; they must not call the engine, or wait for it.
+// kind, of which the engine uses 1 to 9. All methods are called with the mutex
+// of the engine held: they must not call the engine, or wait for it.
 type Log interface {
 	// Room returns nil if n+reserve bytes can be appended.
 	Room(n, reserve int) error

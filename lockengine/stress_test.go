@@ -21,16 +21,51 @@ func TestStress(t *testing.T) {
 	l, err := lockengine.NewLocal(lockengine.Config{})
 	require.NoError(t, err)
 	defer l.Close()
+	stressAll(t, l)
+	s := l.Stats()
+	require.Zero(t, s.Held)
+	require.Zero(t, s.Waiting)
+	require.Empty(t, l.Names())
+}
+
+// The same with a log that is made short meanwhile: in the end it makes the
+// same state.
+func TestStressWithLog(t *testing.T) {
+	m := &memLog{}
+	l := start(t, nil, m, lockengine.Resumption{})
+	timed := lockengine.Request{Class: lockengine.Named, Name: "x", Timeout: time.Hour}
+	_, err := l.Try(timed)
+	require.NoError(t, err)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				m.checkpoint(l)
+			}
+		}
+	}()
+	stressAll(t, l)
+	close(stop)
+	<-stopped
+	_, err = l.Try(lockengine.Request{Class: lockengine.Named, Name: "y"})
+	require.NoError(t, err)
+	again := start(t, nil, m.copy(), sameMount)
+	require.Equal(t, l.Snapshot().Locks, again.Snapshot().Locks)
+	require.Len(t, again.Snapshot().Locks, 2)
+	require.Equal(t, l.Stats().Events, again.Stats().Events)
+}
+
+func stressAll(t *testing.T, l *lockengine.Local) {
 	var users [4]atomic.Int64 // readers, or -1 for a writer
 	var all sync.WaitGroup
 	for id := range uint64(16) {
 		all.Go(func() { stress(t, l, id+1, &users) })
 	}
 	all.Wait()
-	s := l.Stats()
-	require.Zero(t, s.Held)
-	require.Zero(t, s.Waiting)
-	require.Empty(t, l.Names())
 }
 
 func stress(t *testing.T, l *lockengine.Local, id uint64, users *[4]atomic.Int64) {

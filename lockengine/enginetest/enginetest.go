@@ -34,6 +34,8 @@ func Run(t *testing.T, newEngine func(t *testing.T, clock lockengine.Clock) lock
 		{"Named", testNamed},
 		{"Lease", testLease},
 		{"Guard", testGuard},
+		{"Key", testKey},
+		{"Detach", testDetach},
 		{"Times", testTimes},
 		{"Watch", testWatch},
 		{"Order", testOrder},
