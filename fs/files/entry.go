@@ -96,7 +96,7 @@ func (f *FS) make(in *fuse.InHeader, c *fuse.Caller, name string, out *fuse.Entr
 		return status(err)
 	}
 	defer f.release(p)
-	now := f.look(place{p.fd, name})
+	now := state{f.look(p, name)}
 	_, err = f.once(in, now, now[0] != nothing, func() error {
 		return f.changing(dir, c, func() error { return create(p.fd) })
 	})

@@ -142,7 +142,7 @@ func (f *FS) reopen(n *node) (int, error) {
 	links := append([]link(nil), n.links...)
 	f.mu.Unlock()
 	for _, l := range links {
-		fd, err := f.openLink(n, l)
+		fd, err := f.openBelow(n, l)
 		if err == nil || err == unix.EMFILE || err == unix.ENFILE {
 			return fd, err
 		}
@@ -185,13 +185,17 @@ func (f *FS) openThroughHandle(n *node) (int, error) {
 	return f.verified(n, fd)
 }
 
-func (f *FS) openLink(n *node, l link) (int, error) {
+func (f *FS) openBelow(n *node, l link) (int, error) {
 	dir, err := f.acquire(l.parent)
 	if err != nil {
 		return -1, err
 	}
 	defer f.release(dir)
-	fd, err := unix.Openat(dir.fd, l.name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	return f.openLink(n, dir, l.name)
+}
+
+func (f *FS) openLink(n *node, dir *pathFD, name string) (int, error) {
+	fd, err := unix.Openat(dir.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}

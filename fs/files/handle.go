@@ -248,7 +248,7 @@ func (f *FS) named(dir *node, name string, n *node) {
 // createOnce makes a file, or opens the one that this request made before it was sent again.
 func (f *FS) createOnce(dir *node, p *pathFD, in *fuse.CreateIn, name string) (fd int, err error) {
 	const flags = unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW
-	now := f.look(place{p.fd, name})
+	now := state{f.look(p, name)}
 	done, err := f.once(&in.InHeader, now, now[0] != nothing, func() error {
 		fd, err = f.createAt(dir, p, in, name, flags)
 		return err

@@ -22,24 +22,16 @@ type state [2]ident
 // nothing is what a name stands for that does not exist.
 var nothing ident
 
-// place is one name in an open directory.
-type place struct {
-	dirfd int
-	name  string
-}
-
-// look finds out what names stand for now, if anybody wants to know.
-func (f *FS) look(at ...place) (now state) {
+// look finds out what a name stands for now, if anybody wants to know.
+func (f *FS) look(dir *pathFD, name string) ident {
 	if f.journal == nil && f.store == nil {
-		return now
+		return nothing
 	}
-	for i, p := range at {
-		var st unix.Statx_t
-		if statAt(p.dirfd, p.name, &st) == nil {
-			now[i] = identOf(&st)
-		}
+	var st unix.Statx_t
+	if statAt(dir.fd, name, &st) != nil {
+		return nothing
 	}
-	return now
+	return identOf(&st)
 }
 
 // once runs op unless a predecessor did, and leaves word for a successor first. hopeless: op can only fail, so there

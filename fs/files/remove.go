@@ -24,11 +24,12 @@ func (f *FS) remove(in *fuse.InHeader, name string, flags int) fuse.Status {
 		return status(err)
 	}
 	defer f.release(p)
-	defer f.keep(dir, name)()
-	now := f.look(place{p.fd, name})
-	f.shelter(now[0])
+	file, done := f.hold(dir, p, name)
+	defer done()
+	f.shelter(file)
+	now := state{file}
 	f.beginChange(dir)
-	_, err = f.once(in, now, now[0] == nothing, func() error { return unix.Unlinkat(p.fd, name, flags) })
+	_, err = f.once(in, now, file == nothing, func() error { return unix.Unlinkat(p.fd, name, flags) })
 	f.endChange(func() []doomed {
 		if err != nil {
 			return nil
@@ -38,21 +39,20 @@ func (f *FS) remove(in *fuse.InHeader, name string, flags int) fuse.Status {
 	return status(err)
 }
 
-// keep holds the file with a name that is about to go, so that the kernel can still use its node: a working
+// hold looks at a name that is about to go, and holds its file, so that the kernel can still use the node: a working
 // directory, or an O_PATH descriptor, of which we are told nothing.
-func (f *FS) keep(dir *node, name string) (done func()) {
+func (f *FS) hold(dir *node, dirFD *pathFD, name string) (file ident, done func()) {
 	f.mu.Lock()
 	n := f.names[nameKey{dir.id, name}]
 	need := n != nil && n.fd == nil
 	f.mu.Unlock()
-	if !need {
-		return func() {}
+	if need {
+		if fd, err := f.openLink(n, dirFD, name); err == nil {
+			p := f.cache(n, fd)
+			return n.ident, func() { f.release(p) }
+		}
 	}
-	p, err := f.acquire(n)
-	if err != nil {
-		return func() {}
-	}
-	return func() { f.release(p) }
+	return f.look(dirFD, name), func() {}
 }
 
 const renameFlags = unix.RENAME_NOREPLACE | unix.RENAME_EXCHANGE
@@ -85,16 +85,17 @@ func (f *FS) rename(in *fuse.RenameIn, oldName, newName string) error {
 		return err
 	}
 	defer f.release(toFD)
-	defer f.keep(to, newName)()
+	over, done := f.hold(to, toFD, newName)
+	defer done()
 	exchange := in.Flags&unix.RENAME_EXCHANGE != 0
-	now := f.look(place{fromFD.fd, oldName}, place{toFD.fd, newName})
 	if !exchange {
-		f.shelter(now[1])
+		f.shelter(over)
 	}
+	now := state{f.look(fromFD, oldName), over}
 	hopeless := now[0] == nothing || exchange && now[1] == nothing ||
 		in.Flags&unix.RENAME_NOREPLACE != 0 && now[1] != nothing
 	f.beginChange(from, to)
-	done, err := f.once(&in.InHeader, now, hopeless, func() error {
+	before, err := f.once(&in.InHeader, now, hopeless, func() error {
 		return unix.Renameat2(fromFD.fd, oldName, toFD.fd, newName, uint(in.Flags))
 	})
 	f.endChange(func() []doomed {
@@ -102,7 +103,7 @@ func (f *FS) rename(in *fuse.RenameIn, oldName, newName string) error {
 			return nil
 		}
 		a, b := link{from, oldName}, link{to, newName}
-		if done {
+		if before {
 			return f.renamedBefore(&in.InHeader, a, b, exchange)
 		}
 		return f.renamed(a, b, f.names[a.key()], f.names[b.key()], exchange)
