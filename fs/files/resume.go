@@ -2,6 +2,8 @@ package files
 
 import (
 	"fmt"
+	"runtime"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,9 +13,7 @@ import (
 // served all the same.
 func (f *FS) Resume() error {
 	err := f.takeStored()
-	for _, h := range f.open {
-		f.resumeHandle(h)
-	}
+	f.resumeHandles()
 	f.resumeIO()
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -44,16 +44,35 @@ func (f *FS) takeStored() error {
 	return err
 }
 
-func (f *FS) resumeHandle(h *handle) {
-	if h.fd >= 0 {
-		return
+// resumeHandles opens all handles that have no descriptor, on all processors: clients are waiting.
+func (f *FS) resumeHandles() {
+	todo := make(chan *handle, len(f.open))
+	for _, h := range f.open {
+		if h.fd < 0 {
+			todo <- h
+		}
 	}
+	close(todo)
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for h := range todo {
+				f.resumeHandle(h)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func (f *FS) resumeHandle(h *handle) {
 	fd, err := f.openAgain(h)
 	if err != nil {
 		f.log.Error("an open file was lost", "inode", h.node.ident.ino, "error", err)
 		return
 	}
+	f.mu.Lock()
 	h.fd = fd
+	f.mu.Unlock()
 }
 
 func (f *FS) openAgain(h *handle) (int, error) {
