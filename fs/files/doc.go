@@ -26,9 +26,20 @@
 // Nodes are reached through O_PATH descriptors, of which no more than Config.MaxFDs are kept; the others are opened
 // again on demand (fdcache.go). Every open file has a descriptor of its own.
 //
+// # Successors
+//
+// The process may be killed at any moment and another go on with the same mount. With Config.Log every change of the
+// tables leaves a record (records.go), and a request that must not be done twice leaves word of what it is about to
+// do (intent.go), which is kept until Answered. A successor calls New, Replay for each record, Resume, and then
+// serves; the kernel sends it the requests that were not answered again, and Claimed ends that.
+// Handles have the number of the request that opened them, so that it finds its handle when it comes again. Handles
+// are opened anew through file handles; where that cannot be, Config.Store has their descriptors (store.go).
+// References of the kernel are not recorded, since it never repeats a FORGET: nodes that were replayed are pinned.
+//
 // # Concurrency
 //
-// All methods may be called at the same time. FS.mu guards the tables and is never held over a system call that can
-// reach the disk; node.io guards which way an inode does its I/O and is held over the two calls of Passthrough only.
+// All methods may be called at the same time, but for Replay and Resume, which come before the first request. FS.mu
+// guards the tables and is never held over a system call that can reach the disk, but over Log.Append; node.io guards
+// which way an inode does its I/O and is held over the two calls of Passthrough and over Store.Put only.
 // Lock order: node.io, then FS.mu. Blocking tells which requests may wait for the disk.
 package files
