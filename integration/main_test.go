@@ -100,9 +100,9 @@ var (
 	plainBinary  = sync.OnceValues(func() (string, error) { return buildLockfs("lockfs-plain", false) })
 )
 
-func buildLockfs(name string, race bool) (string, error) {
+func buildLockfs(name string, race bool, flags ...string) (string, error) {
 	path := filepath.Join(workDir, name)
-	args := []string{"build", "-o", path}
+	args := append([]string{"build", "-o", path}, flags...)
 	cgo := "CGO_ENABLED=0"
 	if race {
 		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
