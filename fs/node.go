@@ -35,6 +35,7 @@ type node struct {
 	spelling spelling // of a lock's nodes
 	gen      uint64   // of a lock's d: how often it was removed, modulo 4
 	name     string   // of a dynamic node
+	ended    bool     // a lock that ran out, as the janitor sees it
 }
 
 func isSynthetic(id uint64) bool { return id == fuse.FUSE_ROOT_ID || id&synthetic != 0 }

@@ -151,6 +151,7 @@ func (s *Server) fillAttr(n node, out *fuse.Attr) error {
 		out.Mode = dir | s.cfg.ViewMode
 	case n.row == tlockRow:
 		out.Nlink = 1 // as where subdirectories are not counted
+	case n.ended:
 	case n.token != 0:
 		l, err := s.lockOf(n)
 		if err != nil && s.handles.isOpen(n.id) {

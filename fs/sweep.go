@@ -139,17 +139,19 @@ func (s *Server) sweepOn() {
 	}
 }
 
-// toSweep is what the janitor's LOOKUP finds: the lock that ran out, unless
-// the name is held again.
+// toSweep is what the janitor's LOOKUP finds: the lock that ran out, also when
+// the name is held again. Both have nodes of their own.
 func (s *Server) toSweep(name string) (node, error) {
 	j := &s.janitors
 	j.mu.Lock()
 	token, ok := j.swept[name]
 	j.mu.Unlock()
-	if _, held := s.engine.Get(name); held || !ok {
+	if !ok {
 		return node{}, syscall.ENOENT
 	}
-	return lockNode(token, plain, lockRow, 0), nil
+	n := lockNode(token, plain, lockRow, 0)
+	n.ended = true
+	return n, nil
 }
 
 // swept answers the janitor's RMDIR.

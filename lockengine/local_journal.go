@@ -101,10 +101,13 @@ func (l *Local) room(cmd *command) error {
 	if err == nil {
 		err = l.record.log.Room(n, l.core.reserve())
 	}
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	switch {
+	case err == nil:
+		return nil
+	case cmd.op == opTry && normalize(&cmd.req) == nil && l.core.blocked(&cmd.req):
+		return ErrHeld // as it would be with room
 	}
-	return nil
+	return fmt.Errorf("%w: %w", ErrNoSpace, err)
 }
 
 func (c *core) reserve() int {
