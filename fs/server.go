@@ -147,9 +147,15 @@ func (s *Server) panicked(v any) fuse.Status {
 func (s *Server) Serve() error {
 	defer s.close()
 	if s.cfg.Journal != nil {
-		stop := make(chan struct{})
-		defer close(stop)
-		go s.compact(stop)
+		stop, stopped := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(stopped)
+			s.compact(stop)
+		}()
+		defer func() {
+			close(stop)
+			<-stopped
+		}()
 	}
 	if s.resumed {
 		s.takeOver()

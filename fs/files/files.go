@@ -75,14 +75,15 @@ type FS struct {
 	storeAll    bool          // a successor could not open every file again by itself
 	storeFailed atomic.Bool   // said once
 
-	mu       sync.Mutex
-	nodes    map[uint64]*node   // GUARDED_BY(mu)
-	idents   map[ident]*node    // GUARDED_BY(mu)
-	names    map[nameKey]*node  // GUARDED_BY(mu)
-	lru      lru                // GUARDED_BY(mu)
-	open     map[uint64]*handle // GUARDED_BY(mu)
-	lastNode uint64             // GUARDED_BY(mu)
-	pinned   int                // nodes that are. GUARDED_BY(mu)
+	mu        sync.Mutex
+	nodes     map[uint64]*node   // GUARDED_BY(mu)
+	idents    map[ident]*node    // GUARDED_BY(mu)
+	names     map[nameKey]*node  // GUARDED_BY(mu)
+	lru       lru                // GUARDED_BY(mu)
+	open      map[uint64]*handle // GUARDED_BY(mu)
+	otherRoot error              // the predecessor had another backing directory
+	lastNode  uint64             // GUARDED_BY(mu)
+	pinned    int                // nodes that are. GUARDED_BY(mu)
 
 	intents       map[uint64]state // of requests not answered yet. GUARDED_BY(mu)
 	inherited     map[uint64]state // of requests that may be sent again. GUARDED_BY(mu)

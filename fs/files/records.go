@@ -164,8 +164,9 @@ func (f *FS) replayNode(d *decoder) error {
 		return nil
 	}
 	if id == Root {
+		f.otherRoot = nil
 		if file != f.root.ident {
-			return fmt.Errorf("files: the backing directory is inode %d, but the mount was made with inode %d",
+			f.otherRoot = fmt.Errorf("files: the backing directory is inode %d, but the mount was made with inode %d",
 				f.root.ident.ino, file.ino)
 		}
 		return nil

@@ -12,6 +12,9 @@ import (
 // cannot be opened answers ESTALE from now on. The error says what else could not be had back; the mount can be
 // served all the same.
 func (f *FS) Resume() error {
+	if f.otherRoot != nil {
+		return f.otherRoot
+	}
 	err := f.takeStored()
 	f.resumeHandles()
 	f.resumeIO()
@@ -143,6 +146,6 @@ func (f *FS) Reset() {
 	clear(f.names)
 	clear(f.open)
 	clear(f.inherited)
-	f.root.children, f.pinned, f.highestID = 0, 0, 0
+	f.root.children, f.pinned, f.highestID, f.otherRoot = 0, 0, 0, nil
 	f.nodes[Root], f.idents[f.root.ident] = f.root, f.root
 }
