@@ -47,8 +47,9 @@ func (s *Server) record(kind uint8, e encoder) {
 	if s.cfg.Journal == nil {
 		return
 	}
-	if _, err := s.cfg.Journal.Append(kind, e); err != nil {
-		s.log.Error("journal is full: a crash now would lose a handle", "kind", kind, "error", err)
+	_, err := s.cfg.Journal.Append(kind, e)
+	if was := s.journalFailed.Swap(err != nil); err != nil && !was {
+		s.log.Error("the journal takes no more records: open files and the like would be lost in a crash now", "error", err)
 	}
 }
 
@@ -170,7 +171,9 @@ func (s *Server) intend(unique uint64, in intent) (found intent, again bool) {
 		s.intents.m = map[uint64]intent{}
 	}
 	s.intents.m[id] = in
-	s.record(recIntent, in.encode(id))
+	if e := in.encode(id); s.room(len(e)) { // else releases have the room that is left
+		s.record(recIntent, e)
+	}
 	return in, false
 }
 

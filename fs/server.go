@@ -25,6 +25,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -93,6 +94,8 @@ type Server struct {
 	janitors janitors
 	found    map[uint64][]byte // records of handles, while the journal is replayed
 	resumed  bool              // the connection had a process before
+	// journalFailed: the last record could not be appended, which was logged.
+	journalFailed atomic.Bool
 
 	buffers sync.Pool
 	running sync.WaitGroup // requests on goroutines

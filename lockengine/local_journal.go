@@ -86,7 +86,7 @@ const (
 	// What must stay free for what gives back, in bytes: a part for each thing
 	// that is to be given back.
 	reserveMin  = 64 << 10
-	reserveEach = 64
+	reserveEach = 160
 	reserveMax  = 4 << 20
 )
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -80,7 +79,9 @@ func serve(s settings, w workerLinks) error {
 	go func() {
 		err := server.Serve()
 		if kept != nil {
-			err = errors.Join(err, kept.Close())
+			if err := kept.Close(); err != nil {
+				log.Warn("the journal was not closed in good order, but what was granted is in it", "err", err)
+			}
 		}
 		ended <- err
 	}()
