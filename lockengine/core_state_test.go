@@ -264,6 +264,50 @@ func TestStateAndReplay(t *testing.T) {
 	}
 }
 
+// Who waits again in its old place is behind in what is done to all of a
+// handle's waits, and a state keeps that.
+func TestStateKeepsOrder(t *testing.T) {
+	c := newCore(64)
+	now := Instant{1e9, 1_700_000_000e9}
+	req := func(name string) Request {
+		return Request{Class: Flock, Name: name, Owner: Owner{1, 2}, Mode: Exclusive, Handle: 20}
+	}
+	for _, name := range []string{"a", "b"} {
+		other := req(name)
+		other.Owner.ID, other.Handle = 1, 10
+		apply(c, command{op: opTry, req: other}, now)
+		apply(c, command{op: opWait, req: req(name)}, now)
+	}
+	apply(c, command{op: opCancel, waiter: 1, keep: true}, now)
+	require.EqualValues(t, 1, apply(c, command{op: opWait, req: req("a")}, now).waiter)
+	again, err := decode(stateOf(c), 64)
+	require.NoError(t, err)
+	drop := command{op: opDropHandle, req: Request{Handle: 20}}
+	want := apply(c, drop, now)
+	require.EqualValues(t, 2, want.completions[0].waiter)
+	require.Equal(t, want, apply(again, drop, now))
+}
+
+// What is remembered of a name for a while does not depend on who looks
+// meanwhile.
+func TestLooksChangeNothing(t *testing.T) {
+	at := func(boot int64) Instant { return Instant{boot, 1_700_000_000e9 + boot} }
+	looked, other := newCore(64), newCore(64)
+	for _, c := range []*core{looked, other} {
+		apply(c, command{op: opTry, req: Request{Class: Named, Name: "guard", Owner: Owner{1, 1}, Timeout: 10 * time.Second}}, at(1))
+		apply(c, command{op: opTry, req: Request{Class: Named, Name: "x", Owner: Owner{1, 1}}}, at(1))
+		apply(c, command{op: opRelease, req: Request{Name: "x"}, how: Released}, at(2))
+		guarded := Request{Class: Named, Name: "x", Owner: Owner{1, 2}, Guard: "guard"}
+		require.NotZero(t, apply(c, command{op: opWait, req: guarded}, at(3)).waiter)
+	}
+	apply(looked, command{op: opTick}, at(5e9))
+	for _, c := range []*core{looked, other} {
+		apply(c, command{op: opTick}, at(11e9))
+	}
+	require.Equal(t, looked.snapshot(), other.snapshot())
+	require.Equal(t, stateOf(looked), stateOf(other))
+}
+
 // Every command comes back from its bytes as it was.
 func TestCommandBytes(t *testing.T) {
 	s := newScript(t, 1)

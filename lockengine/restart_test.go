@@ -323,6 +323,12 @@ func TestTokensOverRestarts(t *testing.T) {
 	cut.records = cut.records[:reserved] // as the machine went down, the rest was not on disk
 	crashed := start(t, clock, cut, lockengine.Resumption{Lost: true}, func(c *lockengine.Config) { c.Boot = "boot-2" })
 	require.Greater(t, take(crashed), first+3600e6-1)
+
+	m.checkpoint(l)
+	m.records = m.records[:1]
+	clock.Step(-24 * time.Hour)
+	crashed = start(t, clock, m, lockengine.Resumption{Lost: true})
+	require.Greater(t, take(crashed), last+3600e6/2-1, "the state says what is reserved")
 }
 
 // No token is given out that is not reserved on disk.
@@ -426,6 +432,15 @@ func TestNoSpace(t *testing.T) {
 	l.DropHandle(20)
 	require.NoError(t, l.Release("timed", 0, lockengine.Released))
 	require.Equal(t, 2, l.Stats().Unrecorded)
+	state := &memLog{}
+	for _, chunk := range l.Checkpoint(func() {}) {
+		state.records = append(state.records, memRecord{2, chunk})
+	}
+	require.Zero(t, l.Stats().Unrecorded, "the state has it")
+	require.Equal(t, l.Snapshot(), start(t, clock, state, sameMount).Snapshot())
+	m.set(func() { m.records = state.records })
+	require.NoError(t, l.Release("timed", 0, lockengine.Released), "of the next in line")
+	require.Equal(t, 1, l.Stats().Unrecorded)
 	m.set(func() { m.full = false })
 	_, err = l.Try(named("new", 1, 0))
 	require.ErrorIs(t, err, lockengine.ErrNoSpace)
@@ -471,6 +486,27 @@ func TestOnlyChangesAreRecorded(t *testing.T) {
 		clock.Pass(time.Second)
 	}
 	require.Equal(t, n, m.len())
+}
+
+// A place that is given up is recorded, though nobody is told of it.
+func TestPlacesAreRecorded(t *testing.T) {
+	for _, drop := range []func(*lockengine.Local){
+		func(l *lockengine.Local) { l.DropOwner("file", lockengine.Owner{Session: 1, ID: 2}) },
+		func(l *lockengine.Local) { l.DropHandle(20) },
+	} {
+		clock, m := enginetest.NewClock(), &memLog{}
+		l := start(t, clock, m, lockengine.Resumption{})
+		_, err := l.Try(byteOf(1, 0))
+		require.NoError(t, err)
+		process := byteOf(2, 0)
+		process.Kind = lockengine.KindProcess
+		first, _ := wait(t, l, process)
+		require.True(t, l.Cancel(first, true))
+		drop(l)
+		l = start(t, clock, m, sameMount)
+		second, _ := wait(t, l, process)
+		require.Greater(t, second, first, "its place is gone")
+	}
 }
 
 // What cannot be read is refused with what it is.
