@@ -124,9 +124,9 @@ type Resumption struct {
 
 // Resume ends the replay, and time goes on. If the clients are the same, they
 // claim what they wait for: Wait with the Key of a request that waits still
-// goes on with that, with the same WaiterID, or returns what it came
-// to since;
+// goes on with that, with the same WaiterID, or returns what it came to since;
 // [Local.Rewatch] does it for a watch. When all have, call [Local.Claimed].
+// With a Log it must be called, also if there was nothing to replay.
 func (l *Local) Resume(r Resumption) error {
 	l.mu.Lock()
 	if l.replay.state != nil {
