@@ -68,6 +68,7 @@ func (f *FS) node(id uint64) (*node, error) {
 // node that is new, to fill in what needs system calls.
 func (f *FS) admit(st *unix.Statx_t, prepare func(*node) error) (*node, error) {
 	id := identOf(st)
+	f.exorcise(id)
 	f.mu.Lock()
 	n := f.idents[id]
 	if n != nil {
@@ -92,6 +93,34 @@ func (f *FS) admit(st *unix.Statx_t, prepare func(*node) error) (*node, error) {
 	}
 	n.lookups++
 	return n, nil
+}
+
+// ghost says whether nothing is left of n but the kernel's references to its number. Needs mu.
+func (n *node) ghost() bool {
+	return n.fd == nil && len(n.links) == 0 && len(n.handles) == 0
+}
+
+// exorcise takes the identity from a ghost whose file is gone. Nobody has it open, so its inode may be in use again
+// at once, and birth times have the resolution of a timer tick only.
+func (f *FS) exorcise(id ident) {
+	f.mu.Lock()
+	n := f.idents[id]
+	ghost := n != nil && n.ghost()
+	f.mu.Unlock()
+	if !ghost {
+		return
+	}
+	if n.handle != nil {
+		if fd, err := f.openHandle(n, unix.O_PATH|unix.O_CLOEXEC); err == nil {
+			unix.Close(fd)
+			return
+		}
+	}
+	f.mu.Lock()
+	if f.idents[id] == n && n.ghost() {
+		delete(f.idents, id)
+	}
+	f.mu.Unlock()
 }
 
 // Forget drops lookups of the kernel, and the node with the last one.

@@ -177,7 +177,9 @@ func (f *FS) replayNode(d *decoder) error {
 		f.nodes[id] = n
 		f.pinned++
 	}
-	f.idents[file] = n
+	if old := f.idents[file]; old == nil || old.id < id {
+		f.idents[file] = n // the other has become a ghost
+	}
 	f.lastNode = max(f.lastNode, id)
 	return nil
 }
