@@ -264,6 +264,11 @@ func (l *life) opForget() {
 // check compares all there is with the model.
 func (l *life) check() {
 	l.t.Helper()
+	for _, dir := range l.dirs() {
+		for name := range dir.names {
+			l.find(dir, name) // a file may be known by none of its names, and then not be found
+		}
+	}
 	open := 0
 	for _, f := range l.files {
 		open += len(f.open)
