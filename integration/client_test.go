@@ -103,18 +103,11 @@ func await(t testing.TB, what string, call <-chan string) string {
 	}
 }
 
-// kill ends the client with SIGKILL and waits until the kernel has reaped it. One that hangs in a call to the mount,
-// which no signal can end, is let go by aborting the mount.
+// kill ends the client with SIGKILL and waits until the kernel has reaped it.
 func (c *client) kill() {
+	c.t.Helper()
 	c.cmd.Process.Kill()
-	select {
-	case <-c.gone:
-		return
-	case <-time.After(waitLimit / 2):
-		c.t.Errorf("client %d is still there %v after SIGKILL: its call was never answered", c.pid(), waitLimit/2)
-	}
-	live.abort()
-	<-c.gone
+	awaitEnd(c.t, c.pid(), func() { <-c.gone })
 }
 
 // What follows runs in the client.

@@ -18,7 +18,7 @@ import (
 // TestHandlesSurviveKill: whatever is open when the worker is killed goes on as if nothing had happened. Each of these
 // begins something and returns what is to be checked after the kills.
 func TestHandlesSurviveKill(t *testing.T) {
-	m := newMount(t)
+	m := newCrashMount(t)
 	require.NoError(t, unix.Mkdir(m.path("tlock/x+1h"), 0o755))
 	require.NoError(t, os.MkdirAll(m.path("files/d"), 0o755))
 	var names []string
@@ -415,7 +415,7 @@ func openTimeout(t *testing.T, m *mount) func(*testing.T) {
 // none twice.
 func TestEventsGoOnOverKills(t *testing.T) {
 	const rounds, each = 5, 20
-	m := newMount(t)
+	m := newCrashMount(t)
 	events := m.events(t)
 	poll := startScript(t, newProgram(t, hangLimit, "python3", "-c", pollScript, m.path("view/events")))
 	require.Equal(t, "early EAGAIN [] [] []", poll.next("nothing yet"))
@@ -443,7 +443,7 @@ func TestEventsGoOnOverKills(t *testing.T) {
 
 // TestBlockedReadersOverKill: a description that two processes share and read from wakes both.
 func TestBlockedReadersOverKill(t *testing.T) {
-	m := newMount(t)
+	m := newCrashMount(t)
 	require.NoError(t, unix.Mkdir(m.path("tlock/x+2"), 0o755))
 	s := startScript(t, newProgram(t, time.Minute, "sh", "-c",
 		`exec 9<"$1"; cat <&9 & cat <&9 & exec 9<&-; echo open; wait; echo both`, "sh", m.path("tlock/x/wait")))

@@ -23,6 +23,21 @@ var calm = os.Getenv(calmEnv) == "yes"
 // restartLimit is how long a worker may take to replace one that was killed, on a machine that is busy with the tests.
 const restartLimit = 15 * time.Second
 
+// crashLimit is how long a test of crashes may use a mount. A call that is never answered hangs until then.
+const crashLimit = 75 * time.Second
+
+// newCrashMount is newMount with crashLimit.
+func newCrashMount(t testing.TB, flags ...string) *mount {
+	t.Helper()
+	m := newMount(t, flags...)
+	watchdog := time.AfterFunc(crashLimit, func() {
+		t.Errorf("the mount was still in use after %v: aborted", crashLimit)
+		m.abort()
+	})
+	t.Cleanup(func() { watchdog.Stop() })
+	return m
+}
+
 // worker is the pid of the process that serves: the supervisor's only child. 0 while there is none.
 func (m *mount) worker() int {
 	for _, pid := range childrenOf(m.cmd.Process.Pid) {

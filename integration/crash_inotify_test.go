@@ -22,7 +22,7 @@ func TestInotifySeesExpiry(t *testing.T) {
 		"after three":     func(m *mount) { m.killWorker(); m.killWorker(); m.killWorker() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := newMount(t)
+			m := newCrashMount(t)
 			w := newWatcher(t)
 			w.watch(m.path("tlock"), unix.IN_CREATE|unix.IN_DELETE)
 			for i, seconds := range []float64{1.5, 2.5} { // the second one by a worker that knows what to do by then
@@ -45,7 +45,7 @@ func TestInotifySeesExpiry(t *testing.T) {
 // of the name.
 func TestInotifySeesNextIncarnation(t *testing.T) {
 	const rounds = 30
-	m := newMount(t)
+	m := newCrashMount(t)
 	w := newWatcher(t)
 	w.watch(m.path("tlock"), unix.IN_DELETE)
 	path := m.path("tlock/x")

@@ -165,7 +165,7 @@ func (m *mount) journal() string { return filepath.Join(m.state, "journal") }
 // crashedWithLocks is a mount that took n locks and was killed; its mount point is free.
 func crashedWithLocks(t *testing.T, n int) *mount {
 	t.Helper()
-	m := newMount(t)
+	m := newCrashMount(t)
 	for i := range n {
 		require.NoError(t, unix.Mkdir(m.path("tlock", fmt.Sprint("n", i)), 0o755))
 	}

@@ -25,15 +25,12 @@ import (
 // fails, no lock is lost, granted twice, or left behind.
 func TestKilledUnderLoad(t *testing.T) {
 	const kills, processes = 100, 8
-	m := newMount(t)
+	m := newCrashMount(t)
 	events := m.events(t)
 	l := startLoad(t, m, processes, loadPlan{})
 	k := &killer{m: m, board: l.board, r: rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))}
-	for range kills {
+	for k.kills < kills && !l.broken() {
 		k.kill()
-		if l.broken() {
-			break
-		}
 	}
 	t.Logf("%d kills in %v, %d of them of workers that had not answered yet; the longest silence was %v",
 		k.kills, time.Since(l.began).Round(time.Millisecond), k.early, k.silence.Round(time.Millisecond))
@@ -157,16 +154,10 @@ func (l *load) add(id int, plan loadPlan) {
 	l.loaders = append(l.loaders, p)
 }
 
-// destroy kills a loader that has not ended; one that hangs in a call is let go by aborting the mount.
+// destroy kills a loader that has not ended.
 func (l *load) destroy(p *loaderProc) {
 	syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
-	select {
-	case <-p.done:
-	case <-time.After(waitLimit / 2):
-		l.t.Errorf("loader %d is still there %v after SIGKILL: its call was never answered", p.cmd.Process.Pid, waitLimit/2)
-		live.abort()
-		<-p.done
-	}
+	awaitEnd(l.t, p.cmd.Process.Pid, func() { <-p.done })
 }
 
 func (l *load) told(p *loaderProc, line string) {
@@ -197,6 +188,7 @@ func (l *load) rest() (total loadReport) {
 	for _, p := range l.loaders {
 		fmt.Fprintln(p.in, "rest")
 	}
+	limit := time.After(2 * waitLimit)
 	for i, p := range l.loaders {
 		select {
 		case report := <-p.report:
@@ -206,8 +198,8 @@ func (l *load) rest() (total loadReport) {
 			}
 		case <-p.done:
 			l.t.Errorf("loader %d ended: %v", i+1, p.err)
-		case <-time.After(2 * waitLimit):
-			l.t.Errorf("loader %d (pid %d) did not come to rest within %v: %s", i+1, p.cmd.Process.Pid, 2*waitLimit, hangsIn(p.cmd.Process.Pid))
+		case <-limit:
+			l.t.Fatalf("loader %d (pid %d) did not come to rest within %v: %s", i+1, p.cmd.Process.Pid, 2*waitLimit, hangsIn(p.cmd.Process.Pid))
 		}
 	}
 	return total
@@ -242,6 +234,7 @@ func (l *load) end() {
 // finish ends the load and checks all that can be checked.
 func (l *load) finish(least map[string]int) {
 	l.t.Helper()
+	defer l.requireNoFailures() // also after FailNow
 	total := l.rest()
 	lost, leaked := compareLocks(total.Kept, l.m.locks(l.t))
 	assert.Empty(l.t, lost, "held by a loader, and not in view/locks.jsonl")
@@ -254,7 +247,13 @@ func (l *load) finish(least map[string]int) {
 	for what, n := range least {
 		assert.GreaterOrEqual(l.t, total.Counts[what], n, "too little progress of %s", what)
 	}
-	assert.Empty(l.t, l.failed(), "failures of clients")
+}
+
+func (l *load) requireNoFailures() {
+	l.t.Helper()
+	if failures := l.failed(); len(failures) > 0 {
+		l.t.Errorf("%d calls of clients failed:\n%s", len(failures), strings.Join(failures, "\n"))
+	}
 }
 
 func (l *load) failed() []string {
@@ -328,7 +327,7 @@ func TestLoadSeesFaults(t *testing.T) {
 	t.Run("overlaps", func(t *testing.T) {
 		for _, job := range []string{"record", "ofd", "flock", "mkdir", "take", "hold"} {
 			t.Run(job, func(t *testing.T) {
-				m := newMount(t)
+				m := newCrashMount(t)
 				l := startLoad(t, m, 3, loadPlan{Jobs: []string{job}, Apart: true})
 				eventually(t, waitLimit, "an overlap is seen", func() bool {
 					return slices.ContainsFunc(l.failed(), func(line string) bool { return strings.Contains(line, overlapped) })
@@ -339,7 +338,7 @@ func TestLoadSeesFaults(t *testing.T) {
 		}
 	})
 	t.Run("lost and leaked", func(t *testing.T) {
-		m := newMount(t)
+		m := newCrashMount(t)
 		l := startLoad(t, m, 1, loadPlan{Jobs: []string{"look"}})
 		c := newClient(t, m.path("tlock"))
 		require.Equal(t, "ok", c.do("mkdir leaked"))

@@ -19,7 +19,7 @@ func TestWaitersKeepOrderOverKills(t *testing.T) {
 	const waiters = 20
 	for _, kind := range []string{"posix", "flock", "take", "hold"} {
 		t.Run(kind, func(t *testing.T) {
-			m := newMount(t)
+			m := newCrashMount(t)
 			l := newLine(t, m, kind)
 			for i := range waiters {
 				l.join("restart")
@@ -92,7 +92,7 @@ sys.stdin.read()
 func TestCrowdOverKills(t *testing.T) {
 	const each = 40
 	kinds := []string{"posix", "ofd", "flock", "take", "hold"}
-	m := newMount(t)
+	m := newCrashMount(t)
 	holder := newClient(t, m.dir)
 	for _, name := range kinds[:3] {
 		require.Equal(t, "ok", holder.do("open files/%s", name))

@@ -17,7 +17,7 @@ import (
 func TestSupervisorKilled(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(unix.SignalName(sig), func(t *testing.T) {
-			m := newMount(t)
+			m := newCrashMount(t)
 			s := newScene(t, m)
 			s.play("a open f\nb open f\na setlk f w 0 0\nb setlkw f w 0 0 ...")
 			require.NoError(t, unix.Mkdir(m.path("tlock/x"), 0o755))
@@ -53,7 +53,7 @@ func (quiet) Errorf(string, ...any) {}
 
 // TestWorkerWithoutSupervisorKilled: that ends the mount, and the next one takes its place.
 func TestWorkerWithoutSupervisorKilled(t *testing.T) {
-	m := newMount(t)
+	m := newCrashMount(t)
 	require.NoError(t, unix.Mkdir(m.path("tlock/x+1h"), 0o755))
 	token := readValue(t, m.path("tlock/x/token"))
 	worker := m.worker()
@@ -67,7 +67,7 @@ func TestWorkerWithoutSupervisorKilled(t *testing.T) {
 
 // TestOneWorker: the supervisor has one child, also after kills, and the pids of dead ones are not left as zombies.
 func TestOneWorker(t *testing.T) {
-	m := newMount(t)
+	m := newCrashMount(t)
 	for range 3 {
 		m.killWorker()
 		require.Equal(t, []int{m.worker()}, childrenOf(m.cmd.Process.Pid))
@@ -78,7 +78,7 @@ func TestOneWorker(t *testing.T) {
 func TestCrashLoop(t *testing.T) {
 	for name, sig := range map[string]syscall.Signal{"killed before it serves": syscall.SIGKILL, "crashes": syscall.SIGABRT} {
 		t.Run(name, func(t *testing.T) {
-			m := newMount(t)
+			m := newCrashMount(t)
 			require.NoError(t, unix.Mkdir(m.path("tlock/x+1h"), 0o755))
 			s := newScene(t, m)
 			s.play("a open f\nb open f\na setlk f w 0 0\nb setlkw f w 0 0 ...")

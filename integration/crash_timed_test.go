@@ -27,7 +27,7 @@ func TestTimedLocksSurvive(t *testing.T) {
 	} {
 		for _, sync := range []string{"os", "always"} {
 			t.Run(fmt.Sprintf("%s, --sync %s", tc.name, sync), func(t *testing.T) {
-				timedLocksSurvive(t, newMount(t, "--sync", sync), tc.end, tc.clean)
+				timedLocksSurvive(t, newCrashMount(t, "--sync", sync), tc.end, tc.clean)
 			})
 		}
 	}
@@ -138,7 +138,7 @@ func requireStillTheirs(t *testing.T, m *mount, token uint64) {
 
 // TestTokensGrowOverCrashes: whatever ends, a token given out later is greater.
 func TestTokensGrowOverCrashes(t *testing.T) {
-	m := newMount(t)
+	m := newCrashMount(t)
 	last := uint64(0)
 	for i := range 6 {
 		name := m.path("tlock", fmt.Sprint("n", i))
@@ -163,7 +163,7 @@ func TestTokensGrowOverCrashes(t *testing.T) {
 // TestExpiryOverKills: a lock ends in time although the worker is killed before, and one whose time comes while nobody
 // serves ends as soon as somebody does.
 func TestExpiryOverKills(t *testing.T) {
-	m := newMount(t)
+	m := newCrashMount(t)
 	c := newClient(t, m.dir)
 	began := time.Now()
 	require.NoError(t, unix.Mkdir(m.path("tlock/x+1.5"), 0o755))

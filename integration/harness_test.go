@@ -163,6 +163,25 @@ func (m *mount) abort() {
 	}
 }
 
+// awaitEnd waits for the end of a process that was killed. One that hangs in a call to a mount, which no signal can end,
+// is let go by aborting the mount.
+func awaitEnd(t testing.TB, pid int, wait func()) {
+	t.Helper()
+	ended := make(chan struct{})
+	go func() {
+		wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return
+	case <-time.After(waitLimit / 2):
+		t.Errorf("process %d is still there %v after SIGKILL: its call was never answered", pid, waitLimit/2)
+	}
+	live.abort()
+	<-ended
+}
+
 // live are the mounts that serve now, to be aborted when something on them hangs.
 var live mountSet
 
@@ -333,7 +352,7 @@ func (m *mount) events(t testing.TB) *eventStream {
 	in.Close()
 	t.Cleanup(func() {
 		cat.Process.Kill()
-		cat.Wait()
+		awaitEnd(t, cat.Process.Pid, func() { cat.Wait() })
 	})
 	return s
 }

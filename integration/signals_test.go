@@ -53,7 +53,7 @@ func startScript(t *testing.T, p *program) *script {
 	require.NoError(t, p.Start())
 	t.Cleanup(func() {
 		syscall.Kill(-p.Process.Pid, syscall.SIGKILL)
-		p.Wait()
+		awaitEnd(t, p.Process.Pid, func() { p.Wait() })
 		out.Close()
 	})
 	return s
