@@ -35,8 +35,8 @@ func TestJournalDiskFull(t *testing.T) {
 	fill(t, filepath.Join(disk, "filler"))
 	taken := takeUntilFull(t, m)
 	t.Logf("%d locks found room", taken)
-	require.Equal(t, "ENOSPC", lockUntilFull(other, "setlk files/f w %d 1"), "record locks")
-	require.Equal(t, "ENOSPC", other.do("flock files/g sh"), "flock")
+	require.Equal(t, "ENOSPC", lockUntilFull(other), "record locks")
+	require.Equal(t, "ENOSPC", flockUntilFull(other), "flock")
 	require.Equal(t, "ENOSPC", openErrno(m.path("take/more+5m"), unix.O_RDONLY), "take")
 	require.Equal(t, "ENOSPC", openErrno(m.path("hold/more"), unix.O_RDONLY), "hold")
 	require.Equal(t, "EEXIST", errnoName(unix.Mkdir(m.path("tlock/held"), 0o755)), "the answer of no change is as always")
@@ -105,11 +105,25 @@ func takeUntilFull(t *testing.T, m *mount) int {
 }
 
 // lockUntilFull locks byte after byte, which may take less room than a name, and returns the refusal.
-func lockUntilFull(c *client, request string) string {
+func lockUntilFull(c *client) string {
 	c.t.Helper()
 	for i := range fullLimit {
-		if said := c.do(request, 100+2*i); said != "ok" {
+		if said := c.do("setlk files/f w %d 1", 100+2*i); said != "ok" {
 			return said
+		}
+	}
+	return "ok"
+}
+
+// flockUntilFull does the same with a lock that may take less room still.
+func flockUntilFull(c *client) string {
+	c.t.Helper()
+	for range fullLimit {
+		if said := c.do("flock files/g sh"); said != "ok" {
+			return said
+		}
+		if said := c.do("flock files/g un"); said != "ok" {
+			return "unlock: " + said
 		}
 	}
 	return "ok"

@@ -221,7 +221,7 @@ type timed struct {
 func mkdirRound(l *loader, r *rand.Rand) error {
 	i := r.IntN(namedCount)
 	lock := &timed{l.claims(mkdirCells), i, l.between(fmt.Sprint("shared", i)), 0}
-	asked := lock.name + []string{"", "+5m", "+7.5"}[r.IntN(3)]
+	asked := lock.name + []string{"", "+5m", "+90.5"}[r.IntN(3)]
 	err := unix.Mkdir(l.path("tlock", asked), 0o755)
 	if errors.Is(err, unix.EEXIST) {
 		return lock.requireOthers()
@@ -375,7 +375,7 @@ func briefRound(l *loader, _ *rand.Rand) error {
 func takeRound(l *loader, r *rand.Rand) error {
 	i := r.IntN(namedCount)
 	name := l.between(fmt.Sprint("taken", i))
-	path := l.path("take", name+"+30")
+	path := l.path("take", name+"+5m")
 	flags := unix.O_RDONLY | unix.O_CLOEXEC
 	if r.IntN(3) == 0 {
 		flags |= unix.O_NONBLOCK
