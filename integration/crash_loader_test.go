@@ -63,9 +63,9 @@ var loadJobs = []loadJob{
 	{"brief", 4 * time.Millisecond, briefRound},
 	{"take", 8 * time.Millisecond, takeRound},
 	{"hold", 8 * time.Millisecond, holdRound},
-	{"files", 400 * time.Millisecond, filesRound},
+	{"files", 600 * time.Millisecond, filesRound},
 	{"append", 20 * time.Millisecond, appendRound},
-	{"readdir", 400 * time.Millisecond, readdirRound},
+	{"readdir", 1500 * time.Millisecond, readdirRound},
 	{"look", 400 * time.Millisecond, lookRound},
 }
 
