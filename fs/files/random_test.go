@@ -111,6 +111,9 @@ func (l *life) opOpen() {
 		require.NotZero(l.t, os.Geteuid())
 		return
 	}
+	if code == fuse.Status(unix.ESTALE) && l.mayLose(f) {
+		return
+	}
 	require.Equal(l.t, fuse.OK, code)
 	f.open[fh] = flags
 }
@@ -228,6 +231,9 @@ func (l *life) opLink() {
 		require.Zero(l.t, f.links, "only what was unlinked cannot be linked")
 		return
 	}
+	if code == fuse.Status(unix.ESTALE) && l.mayLose(f) {
+		return
+	}
 	require.Equal(l.t, fuse.OK, code)
 	f.links++
 	l.know(dir, name, f, out.NodeId)
@@ -239,11 +245,18 @@ func (l *life) opLookup() {
 	}
 }
 
+// mayLose says whether a file can be one that is known by a name it no longer has, and by nothing else.
+func (l *life) mayLose(f *file) bool { return f.node != 0 && l.f.mountFD < 0 && len(f.open) == 0 }
+
 // find looks a name up, as the kernel does before it uses it.
 func (l *life) find(dir *file, name string) {
 	node, code := l.lookup(dir.node, name)
 	require.Equal(l.t, fuse.OK, code)
 	f := dir.names[name]
+	if f.node != node && l.mayLose(f) {
+		l.f.Forget(f.node, f.refs)
+		f.node, f.refs = node, 0
+	}
 	if f.node != 0 {
 		require.Equal(l.t, f.node, node)
 	}
