@@ -400,7 +400,7 @@ func TestAccidents(t *testing.T) {
 
 // TestExpiry takes locks of one second and looks for them only when their time has come.
 func TestExpiry(t *testing.T) {
-	const grace = 50 * time.Millisecond
+	const grace = 500 * time.Millisecond
 	m := newMount(t)
 	tlock := m.path("tlock")
 	worst := time.Duration(0)
