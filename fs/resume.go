@@ -55,7 +55,7 @@ func (s *Server) restore() error {
 		return s.restoreHandles()
 	}
 	s.begin()
-	return nil
+	return s.files.Resume()
 }
 
 // keeper is the engine, if it keeps its state; else nil.

@@ -226,7 +226,11 @@ func (s *Server) answer(in []byte, out *[bufferSize]byte) {
 	} else if n > 0 {
 		s.dev.write(out[:n])
 	}
-	if h := (*fuse.InHeader)(unsafe.Pointer(&in[0])); h.Opcode == opRmdir || h.Opcode == opWrite {
+	h := (*fuse.InHeader)(unsafe.Pointer(&in[0]))
+	switch {
+	case !isSynthetic(h.NodeId):
+		s.files.Answered(h.Unique)
+	case h.Opcode == opRmdir, h.Opcode == opWrite:
 		s.answered(h.Unique)
 	}
 }
