@@ -114,12 +114,11 @@ func (s *Server) wait(unique uint64, req lockengine.Request, done func(lockengin
 	if !isResent(unique) {
 		return 0
 	}
-	for _, w := range s.engine.Waiters(req.Class, req.Name) {
-		if w.ID == waiter {
-			return time.Duration(s.now().Boot - w.Since.Boot)
-		}
+	since, ok := s.keeper().WaitsSince(waiter)
+	if !ok {
+		return 0
 	}
-	return 0
+	return time.Duration(s.now().Boot - since.Boot)
 }
 
 // getlk handles GETLK. F_OFD_GETLK lets F_UNLCK through, which asks for the

@@ -15,6 +15,7 @@ type handle struct {
 	written   []byte // what was written through it so far
 	lastWrite uint64 // the request that wrote last, so that it is not done twice
 	kept      bool   // its record is in the journal, and goes with it
+	inStore   bool   // its text is in the store, and not in the record
 }
 
 // guard is held where what changes of a handle changes.
@@ -98,8 +99,15 @@ func (s *Server) openHandle(h *handle) {
 	mu := h.guard()
 	mu.Lock()
 	defer mu.Unlock()
+	if len(h.data) > maxRecordedText {
+		if h.inStore = s.cfg.Journal != nil && s.keepText(h); !h.inStore {
+			return // a successor will not know it
+		}
+	}
 	e := h.encode()
-	if h.kept = s.room(len(e)); h.kept {
+	// A lock goes with its handle, so that one is recorded at any rate; the
+	// engine had room for the lock.
+	if h.kept = h.taking != nil || s.room(len(e)); h.kept {
 		s.record(recHandle, e)
 	}
 }
@@ -122,9 +130,10 @@ func (s *Server) closeHandle(fh uint64) *handle {
 	defer mu.Unlock()
 	if h.kept {
 		h.kept = false
-		var e encoder
-		e.uint(fh)
-		s.record(recHandleGone, e)
+		s.record(recHandleGone, numbered(fh))
+	}
+	if h.inStore {
+		s.cfg.Store.Drop(fh)
 	}
 	return h
 }
@@ -135,7 +144,10 @@ func (h *handle) encode() encoder {
 	e.uint(h.fh)
 	e.uint(h.node.id)
 	e.uint(uint64(h.flags))
-	e.bytes(h.data)
+	e.bool(h.inStore)
+	if !h.inStore {
+		e.bytes(h.data)
+	}
 	e.bytes(h.written)
 	e.uint(h.lastWrite)
 	if st := h.stream; st != nil {
@@ -154,7 +166,7 @@ func (h *handle) encode() encoder {
 		e.bool(t.hold)
 		e.bool(t.detached)
 		e.bool(t.answered)
-		e.int(int64(t.tid))
+		e.int(int64(t.pid))
 	}
 	return e
 }
@@ -165,7 +177,10 @@ func (s *Server) decodeHandle(d *decoder) *handle {
 	id := d.uint()
 	n, ok := s.node(id)
 	h.node, h.flags = n, uint32(d.uint())
-	h.data, h.written, h.lastWrite = d.bytes(), d.bytes(), d.uint()
+	if h.inStore = d.bool(); !h.inStore {
+		h.data = d.bytes()
+	}
+	h.written, h.lastWrite = d.bytes(), d.uint()
 	if !ok || d.err != nil {
 		return h
 	}
@@ -180,7 +195,7 @@ func (s *Server) decodeHandle(d *decoder) *handle {
 		h.stream = st
 	}
 	if n.row.take {
-		h.taking = &taking{name: d.text(), token: d.uint(), hold: d.bool(), detached: d.bool(), answered: d.bool(), tid: int32(d.int())}
+		h.taking = &taking{name: d.text(), token: d.uint(), hold: d.bool(), detached: d.bool(), answered: d.bool(), pid: int32(d.int())}
 	}
 	return h
 }

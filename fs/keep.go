@@ -23,6 +23,7 @@ const (
 	recIntent      = 17 // something that must not be done twice is about to be
 	recJanitor     = 18 // the process whose rmdir shows an expiry to inotify
 	recSweep       = 19 // a lock that ran out and has to be shown so
+	recDeadly      = 20 // a request of which the process died
 
 	firstFilesKind = 30 // those of package files
 )
@@ -34,8 +35,9 @@ type engineKeeper interface {
 	Rewatch(id lockengine.WatchID, done func(lockengine.End)) bool
 	Claimed()
 	NamedHandles() []uint64
+	WaitsSince(id lockengine.WaiterID) (since lockengine.Instant, ok bool)
 	OnExpired(func(name string, token uint64))
-	Checkpoint(switchLog func()) (chunks [][]byte)
+	Checkpoint(switchLog func()) (chunks [][]byte, err error)
 }
 
 // stateKind is the kind of the engine's records in a snapshot.
@@ -129,6 +131,25 @@ func (s *Server) restoreDynamic(d *decoder) error {
 type intents struct {
 	mu sync.Mutex
 	m  map[uint64]intent // by the number of the request
+	// inherited are those of processes before, until all that is sent again was answered.
+	inherited map[uint64]intent
+}
+
+// before is what was about to be done for a request when it came before.
+// Needs mu.
+func (t *intents) before(id uint64) (intent, bool) {
+	if in, ok := t.m[id]; ok {
+		return in, true
+	}
+	in, ok := t.inherited[id]
+	return in, ok
+}
+
+// claimed forgets what was inherited.
+func (t *intents) claimed() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.inherited = nil
 }
 
 // intent is a change about to be made, and the state it found.
@@ -164,7 +185,7 @@ func (s *Server) intend(unique uint64, in intent) (found intent, again bool) {
 	id := requestID(unique)
 	s.intents.mu.Lock()
 	defer s.intents.mu.Unlock()
-	if found, again = s.intents.m[id]; again {
+	if found, again = s.intents.before(id); again {
 		return found, true
 	}
 	if s.intents.m == nil {
@@ -184,8 +205,7 @@ func (s *Server) intended(unique uint64) (in intent, again bool) {
 	}
 	s.intents.mu.Lock()
 	defer s.intents.mu.Unlock()
-	in, again = s.intents.m[requestID(unique)]
-	return in, again
+	return s.intents.before(requestID(unique))
 }
 
 // answered forgets an intent: its request will not come again.
@@ -218,9 +238,11 @@ func (s *Server) replay(kind uint8, data []byte) error {
 		s.removed.set(d.uint(), d.uint())
 	case recIntent:
 		id, in := decodeIntent(d)
-		s.intents.m[id] = in
+		s.intents.inherited[id] = in
 	case recJanitor:
 		s.janitors.restore(int32(d.int()), d.int())
+	case recDeadly:
+		s.deadly[d.uint()] = true
 	case recSweep:
 		s.janitors.restoreSweep(d.text(), d.uint())
 	}
@@ -234,8 +256,10 @@ func (s *Server) dump(add func(kind uint8, data ...[]byte) error) error {
 	if err := add(recInstance, s.instance.encode()); err != nil {
 		return err
 	}
-	if err := s.dumpDynamic(add); err != nil {
-		return err
+	for _, r := range s.dynamic.records() {
+		if err := add(r.kind, r.data); err != nil {
+			return err
+		}
 	}
 	for token, n := range s.removed.all() {
 		if err := add(recRemoved, encodeRemoved(token, n)); err != nil {
@@ -258,37 +282,40 @@ func (s *Server) dump(add func(kind uint8, data ...[]byte) error) error {
 			return err
 		}
 	}
-	s.intents.mu.Lock()
-	defer s.intents.mu.Unlock()
-	for id, in := range s.intents.m {
-		if err := add(recIntent, in.encode(id)); err != nil {
+	for _, r := range s.intents.records() {
+		if err := add(r.kind, r.data); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *Server) dumpDynamic(add func(kind uint8, data ...[]byte) error) error {
-	t := &s.dynamic
+func (t *intents) records() (out []keptRecord) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var last encoder
-	last.uint(t.last)
-	if err := add(recDynamicLast, last); err != nil {
-		return err
+	for _, m := range []map[uint64]intent{t.inherited, t.m} {
+		for id, in := range m {
+			out = append(out, keptRecord{recIntent, in.encode(id)})
+		}
 	}
+	return out
+}
+
+// records are made first and written later: nobody who looks a node up waits
+// for the disk.
+func (t *dynamicNodes) records() (out []keptRecord) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out = append(out, keptRecord{recDynamicLast, numbered(t.last)})
 	for _, d := range t.byID {
-		if !d.kept {
-			continue
-		}
-		var e encoder
-		e.uint(d.id)
-		d.encode(&e)
-		if err := add(recDynamic, e); err != nil {
-			return err
+		if d.kept {
+			var e encoder
+			e.uint(d.id)
+			d.encode(&e)
+			out = append(out, keptRecord{recDynamic, e})
 		}
 	}
-	return nil
+	return out
 }
 
 // A request that the kernel sends again has this bit in its number

@@ -27,7 +27,8 @@ func (s *Server) restore() error {
 		return nil
 	}
 	s.found = map[uint64][]byte{}
-	s.intents.m = map[uint64]intent{}
+	s.deadly = map[uint64]bool{}
+	s.intents.inherited = map[uint64]intent{}
 	report, err := j.Replay(func(kind uint8, data []byte) error {
 		switch {
 		case kind >= firstFilesKind:
@@ -81,7 +82,8 @@ func (s *Server) begin() {
 // reset forgets what was replayed so far: it belonged to another connection.
 func (s *Server) reset() {
 	s.found = map[uint64][]byte{}
-	s.intents.m = map[uint64]intent{}
+	s.intents.inherited = map[uint64]intent{}
+	s.janitors.swept = nil
 	s.dynamic.byID, s.dynamic.byKey = nil, nil
 	s.removed.m = nil
 	s.files.Reset()
@@ -98,6 +100,9 @@ func (s *Server) restoreHandles() error {
 		s.handles.add(h)
 	}
 	s.found = nil
+	if err := s.takeTexts(); err != nil {
+		s.log.Error("open views, and files that were deleted, are lost", "error", err)
+	}
 	return s.files.Resume()
 }
 
@@ -120,7 +125,8 @@ func (s *Server) takeOver() {
 		}
 	}
 	var resent, fresh [][]byte
-	if s.dev.resend() {
+	resends := s.dev.resend()
+	if resends {
 		resent, fresh = s.collect()
 	} else {
 		defer s.failInFlight()
@@ -133,13 +139,14 @@ func (s *Server) takeOver() {
 		s.dispatchCopy(in, &slow)
 	}
 	s.keeper().Claimed()
-	s.dropOrphans(resent)
+	s.dropOrphans(resent, resends)
 	for _, in := range fresh {
 		s.dispatchCopy(in, &slow)
 	}
 	go func() {
 		slow.Wait()
 		s.files.Claimed()
+		s.intents.claimed()
 	}()
 	s.sweepOn()
 	s.log.Info("went on where the process before stopped", "handles", s.handles.count()+s.files.NumHandles(),
@@ -153,10 +160,15 @@ func uniqueOf(in []byte) uint64 { return (*fuse.InHeader)(unsafe.Pointer(&in[0])
 func (s *Server) collect() (resent, fresh [][]byte) {
 	buf := s.buffer()
 	defer s.buffers.Put(buf)
-	for s.dev.readable() {
-		n, err := s.dev.read(buf[:])
+	if err := unix.SetNonblock(s.dev.fd, true); err != nil {
+		s.log.Error("cannot look for requests that are sent again", "error", err)
+		return nil, nil
+	}
+	defer func() { _ = unix.SetNonblock(s.dev.fd, false) }()
+	for {
+		n, err := s.dev.tryRead(buf[:])
 		if err != nil || n < sizeofInHeader {
-			return resent, fresh // the reader will meet it again
+			return resent, fresh // there are no more; or the reader will meet it again
 		}
 		in := slices.Clone(buf[:n])
 		h := (*fuse.InHeader)(unsafe.Pointer(&in[0]))
@@ -170,7 +182,6 @@ func (s *Server) collect() (resent, fresh [][]byte) {
 		}
 		return resent, append(fresh, in)
 	}
-	return resent, fresh
 }
 
 // Numbers of requests are a counter's, which goes up by numberStep
@@ -215,20 +226,31 @@ func (s *Server) dispatchCopy(in []byte, slow *sync.WaitGroup) {
 	}
 }
 
+// orphaned: nobody knows the handle, for all that can be known. In doubt it
+// stays; it is seen in tlock/, and rmdir ends it.
+func (h *handle) orphaned(resends bool) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	t := h.taking
+	switch {
+	case t.answered:
+		return false
+	case !resends:
+		return true // it is told EIO
+	}
+	return t.pid != 0 && errors.Is(unix.Kill(int(t.pid), 0), unix.ESRCH)
+}
+
 // dropOrphans gives back what was granted to an open that nobody waits for any
 // more: it was killed in the moment between the kernel's being told to send it
 // again and our reading it.
-func (s *Server) dropOrphans(resent [][]byte) {
+func (s *Server) dropOrphans(resent [][]byte, resends bool) {
 	again := map[uint64]bool{}
 	for _, in := range resent {
 		again[handleNumber(uniqueOf(in))] = true
 	}
 	for _, h := range s.handles.all() {
-		t := h.taking
-		if t == nil || t.answered || again[h.fh] {
-			continue
-		}
-		if _, alive := statOf(t.tid); !alive {
+		if h.taking != nil && !again[h.fh] && h.orphaned(resends) {
 			s.closeHandle(h.fh)
 			s.engine.DropHandle(h.fh)
 		}
@@ -253,13 +275,12 @@ func (d device) resend() bool {
 	}
 }
 
-// readable reports whether a request is there to be read.
-func (d device) readable() bool {
-	fds := []unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
+// tryRead reads a request if there is one, from a descriptor that does not block.
+func (d device) tryRead(buf []byte) (int, error) {
 	for {
-		n, err := unix.Poll(fds, 0)
-		if err != unix.EINTR {
-			return n == 1 && fds[0].Revents&unix.POLLIN != 0
+		n, err := unix.Read(d.fd, buf)
+		if err != unix.EINTR && err != unix.ENOENT {
+			return n, err
 		}
 	}
 }
@@ -290,8 +311,11 @@ func (s *Server) snapshot() error {
 	if err != nil {
 		return err
 	}
-	add := c.Add
-	if err := s.addState(add, s.keeper().Checkpoint(c.Switch)); err != nil {
+	engine, err := s.keeper().Checkpoint(c.Switch)
+	if err == nil {
+		err = s.addState(c.Add, engine)
+	}
+	if err != nil {
 		c.Abort()
 		return err
 	}

@@ -58,6 +58,10 @@ type Config struct {
 	// Log; default discards.
 	Log *slog.Logger
 
+	// Ready is called when requests are about to be read, after those that a
+	// process before left unanswered; nil: nobody wants to know.
+	Ready func()
+
 	// Journal keeps what a successor of this process must know; nil: the
 	// state ends with the process. The engine must have the same one.
 	Journal *journal.Journal
@@ -89,11 +93,13 @@ type Server struct {
 	removed removals
 	askers  askers
 
-	instance instance
-	intents  intents
-	janitors janitors
-	found    map[uint64][]byte // records of handles, while the journal is replayed
-	resumed  bool              // the connection had a process before
+	instance   instance
+	intents    intents
+	janitors   janitors
+	found      map[uint64][]byte // records of handles, while the journal is replayed
+	resumed    bool              // the connection had a process before
+	deadly     map[uint64]bool   // requests of which a process before died
+	filesStore filesStore
 	// journalFailed: the last record could not be appended, which was logged.
 	journalFailed atomic.Bool
 
@@ -109,7 +115,11 @@ func NewServer(cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg, engine: cfg.Engine, dev: device{cfg.FD}, log: cfg.Log, started: cfg.Now()}
 	s.buffers.New = func() any { return ptr([bufferSize]byte{}) }
 	filesConfig := files.Config{
-		Dir: cfg.Files, Passthrough: s.dev, AllowOther: cfg.AllowOther, Logger: cfg.Log, Store: cfg.Store,
+		Dir: cfg.Files, Passthrough: s.dev, AllowOther: cfg.AllowOther, Logger: cfg.Log,
+	}
+	if cfg.Store != nil {
+		s.filesStore.Store = cfg.Store
+		filesConfig.Store = &s.filesStore
 	}
 	if cfg.Journal != nil {
 		filesConfig.Log = cfg.Journal
@@ -139,16 +149,27 @@ func NewServer(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// panicked keeps a fault in one request from ending the mount.
+// panicked keeps a fault in one request from ending the mount: with a journal
+// by letting this process die, since who knows what it left half done, and with
+// which mutex held.
 func (s *Server) panicked(v any) fuse.Status {
+	if s.cfg.Journal != nil {
+		panic(v)
+	}
 	stack := make([]byte, 16<<10)
 	s.log.Error("request failed: this is a fault of lockfs", "panic", v, "stack", string(stack[:runtime.Stack(stack, false)]))
 	return fuse.EIO
 }
 
 // Serve answers requests until the filesystem is unmounted.
-func (s *Server) Serve() error {
-	defer s.close()
+func (s *Server) Serve() (err error) {
+	defer func() { s.close(err) }()
+	if s.resumed {
+		s.takeOver()
+	}
+	if s.cfg.Ready != nil {
+		s.cfg.Ready()
+	}
 	if s.cfg.Journal != nil {
 		stop, stopped := make(chan struct{}), make(chan struct{})
 		go func() {
@@ -159,9 +180,6 @@ func (s *Server) Serve() error {
 			close(stop)
 			<-stopped
 		}()
-	}
-	if s.resumed {
-		s.takeOver()
 	}
 	in, out := s.buffer(), s.buffer()
 	for {
@@ -179,9 +197,13 @@ func (s *Server) Serve() error {
 	}
 }
 
-func (s *Server) close() {
+// close ends the engine, and with it all waits: but not if it was only the
+// reading that failed, since another process goes on with them.
+func (s *Server) close(failed error) {
 	s.running.Wait()
-	_ = s.engine.Close()
+	if failed == nil {
+		_ = s.engine.Close()
+	}
 	_ = s.files.Close()
 }
 
@@ -196,6 +218,11 @@ func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte, do
 		return true
 	}
 	h := (*fuse.InHeader)(unsafe.Pointer(in))
+	defer s.condemn(h.Unique)
+	if isResent(h.Unique) && s.deadly[requestID(h.Unique)] {
+		s.dev.replyError(h.Unique, syscall.EIO)
+		return true
+	}
 	if s.waits(h, in[:n]) {
 		return true
 	}
@@ -206,7 +233,9 @@ func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte, do
 		s.answer(in[:n], out)
 		return true
 	}
+	unique := h.Unique
 	s.running.Go(func() {
+		defer s.condemn(unique)
 		out := s.buffer()
 		s.answer(in[:n], out)
 		s.buffers.Put(out)
@@ -232,6 +261,17 @@ func (s *Server) answer(in []byte, out *[bufferSize]byte) {
 		s.files.Answered(h.Unique)
 	case h.Opcode == opRmdir, h.Opcode == opWrite:
 		s.answered(h.Unique)
+	}
+}
+
+// condemn records which request this process dies of, so that the next one does
+// not serve it: it gets EIO.
+func (s *Server) condemn(unique uint64) {
+	if v := recover(); v != nil {
+		if s.cfg.Journal != nil {
+			s.record(recDeadly, numbered(requestID(unique)))
+		}
+		panic(v)
 	}
 }
 

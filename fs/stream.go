@@ -177,6 +177,18 @@ func (st *stream) addPoll(kh uint64) {
 	st.polls[kh] = true
 }
 
+// keepEnd records what there is to read, of which the engine will not tell a
+// successor again.
+func (st *stream) keepEnd() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.closed {
+		return
+	}
+	st.fill(pollAhead)
+	st.s.saveHandle(st.h)
+}
+
 // goOn continues a stream of a process before this one. Whoever polled is
 // woken, to poll again.
 func (st *stream) goOn() {
@@ -302,6 +314,8 @@ func newWaitStream(s *Server, n node) *stream {
 		defer mu.Unlock()
 		if end = e; wake != nil {
 			wake()
+		} else if s.cfg.Journal != nil {
+			go st.keepEnd()
 		}
 	}
 	st.next = func(cursor uint64, _ int) (string, uint64, bool) {

@@ -18,7 +18,7 @@ type taking struct {
 	name     string
 	token    uint64
 	hold     bool
-	tid      int32 // who opened it
+	pid      int32 // who opened it; 0: out of our sight
 	detached bool  // GUARDED_BY(handle.mu)
 	answered bool  // the kernel knows the handle and will release it. GUARDED_BY(handle.mu)
 }
@@ -100,7 +100,7 @@ func (s *Server) namedRequest(name, kind string, timeout time.Duration, h *fuse.
 // openTaken answers the OPEN with a handle on the lock granted.
 func (s *Server) openTaken(n node, unique uint64, flags uint32, req lockengine.Request, g lockengine.Grant) bool {
 	h := &handle{fh: req.Handle, node: n, flags: flags,
-		taking: &taking{name: req.Name, token: g.Token, hold: req.Timeout == 0, tid: req.Who.TID},
+		taking: &taking{name: req.Name, token: g.Token, hold: req.Timeout == 0, pid: req.Who.PID},
 		data:   append(strconv.AppendUint(nil, g.Token, 10), '\n')}
 	s.openHandle(h)
 	return s.answerTaken(h, unique)
@@ -137,7 +137,7 @@ func (s *Server) readTaken(h *handle) syscall.Errno {
 	defer h.mu.Unlock()
 	if !t.detached {
 		_ = s.engine.Detach(t.name, t.token) // it may have run out
-		t.detached = true
+		t.detached, t.answered = true, true
 		s.saveHandle(h)
 	}
 	return 0

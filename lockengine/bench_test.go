@@ -245,7 +245,7 @@ func BenchmarkCheckpoint(b *testing.B) {
 func BenchmarkRestore(b *testing.B) {
 	l := newBenchLocal(b)
 	fillBench(l, 10_000)
-	chunks := l.Checkpoint(func() {})
+	chunks, _ := l.Checkpoint(func() {})
 	b.ReportAllocs()
 	for b.Loop() {
 		again := newBenchLocal(b)

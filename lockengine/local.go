@@ -316,6 +316,9 @@ func (l *Local) Close() error {
 	}
 	l.apply(&command{op: opClose}, l.clock.Now())
 	l.closed = true
+	if l.tokens.refresh != nil {
+		l.tokens.refresh.Stop()
+	}
 	clear(l.watches)
 	l.settle()
 	return l.clock.Close()

@@ -267,3 +267,14 @@ func (l *Local) NamedHandles() (ids []uint64) {
 	}
 	return ids
 }
+
+// WaitsSince is when a request that waits began to.
+func (l *Local) WaitsSince(id WaiterID) (since Instant, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w := l.core.waiters[id]
+	if w == nil {
+		return Instant{}, false
+	}
+	return w.since, true
+}

@@ -12,6 +12,7 @@ type tokenBlock struct {
 	safe     uint64        // the last one of which it is known on disk
 	pending  chan struct{} // closed when what was asked for is decided; nil: nothing was
 	err      error         // of the last time
+	refresh  *time.Timer   // asks for more before they are needed
 }
 
 // tokenSpan is how many tokens are reserved at once: as many as there are
@@ -56,11 +57,34 @@ func (l *Local) askTokens(last uint64) {
 		l.mu.Lock()
 		if t.pending, t.err = nil, err; err == nil {
 			t.safe = max(t.safe, last)
+			l.refreshLater()
 		}
 		l.mu.Unlock()
 		close(done)
 	})
 }
+
+// refreshLater asks for more tokens in time, also when nobody takes any: so
+// that nobody waits for it after a quiet hour, unless the machine slept.
+func (l *Local) refreshLater() {
+	if l.closed {
+		return
+	}
+	if t := &l.tokens; t.refresh != nil {
+		t.refresh.Reset(tokenRefresh)
+	} else {
+		t.refresh = time.AfterFunc(tokenRefresh, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if !l.closed && l.tokens.pending == nil {
+				l.askTokens(l.core.names.lastToken(l.clock.Now()) + tokenSpan)
+			}
+		})
+	}
+}
+
+// tokenRefresh is well before tokens run out that follow the clock.
+const tokenRefresh = 30 * time.Minute
 
 // waitTokens waits until it is decided what was asked for last.
 func (l *Local) waitTokens() error {

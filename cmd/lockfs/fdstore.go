@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -213,6 +214,12 @@ type supervisorLink struct {
 
 	taking sync.Mutex // one Take at a time
 	taken  chan map[uint64]int
+
+	// stalled: the supervisor does not read, so nobody waits for it any more.
+	stalled atomic.Bool
+	mu      sync.Mutex
+	drops   []uint64 // GUARDED_BY(mu): handles to let go of
+	dropped chan struct{}
 }
 
 func newSupervisorLink(fd int) (*supervisorLink, error) {
@@ -220,8 +227,9 @@ func newSupervisorLink(fd int) (*supervisorLink, error) {
 	if err != nil {
 		return nil, fmt.Errorf("link to the supervisor: %w", err)
 	}
-	l := &supervisorLink{conn: conn, orphaned: make(chan struct{}), taken: make(chan map[uint64]int, 1)}
+	l := &supervisorLink{conn: conn, orphaned: make(chan struct{}), taken: make(chan map[uint64]int, 1), dropped: make(chan struct{}, 1)}
 	go l.listen()
+	go l.sendDrops()
 	return l, nil
 }
 
@@ -268,11 +276,51 @@ func (l *supervisorLink) failed(why error) {
 
 // Put keeps a duplicate of fd beyond our death, in place of an earlier one of
 // the same handle. Once it returns nil, that holds although we die at once.
-func (l *supervisorLink) Put(fh uint64, fd int) error { return l.send(msgPut, handleBytes(fh), fd) }
+// A supervisor that does not read is waited for once.
+func (l *supervisorLink) Put(fh uint64, fd int) error {
+	if l.stalled.Load() {
+		return errStalled
+	}
+	err := l.send(msgPut, handleBytes(fh), fd)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		l.stalled.Store(true)
+	}
+	return err
+}
 
-// Drop lets go of a handle's descriptor. If it cannot be told, nobody is left
-// to keep it.
-func (l *supervisorLink) Drop(fh uint64) { _ = l.send(msgDrop, handleBytes(fh)) }
+var errStalled = errors.New("the supervisor does not take descriptors; is it stopped?")
+
+// Drop lets go of a handle's descriptor, soon. If it cannot be told, nobody is
+// left to keep it.
+func (l *supervisorLink) Drop(fh uint64) {
+	l.mu.Lock()
+	l.drops = append(l.drops, fh)
+	l.mu.Unlock()
+	select {
+	case l.dropped <- struct{}{}:
+	default:
+	}
+}
+
+// sendDrops tells the supervisor, however long it takes.
+func (l *supervisorLink) sendDrops() {
+	for {
+		select {
+		case <-l.dropped:
+		case <-l.orphaned:
+			return
+		}
+		l.mu.Lock()
+		drops := l.drops
+		l.drops = nil
+		l.mu.Unlock()
+		for _, fh := range drops {
+			for errors.Is(l.send(msgDrop, handleBytes(fh)), os.ErrDeadlineExceeded) {
+			}
+			l.stalled.Store(false)
+		}
+	}
+}
 
 // Take returns duplicates of all descriptors that are kept; they are the
 // caller's to close.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -9,6 +10,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -18,7 +21,7 @@ import (
 )
 
 const (
-	janitorEnv = "LOCKFS_JANITOR" // the mount; makes us the helper process
+	janitorEnv = "LOCKFS_JANITOR" // the mount's device and directory; makes us the helper process
 
 	maxJanitorQueue = 4096
 	janitorIdle     = 10 * time.Second
@@ -35,6 +38,7 @@ const (
 // Concurrency: every method may be called from any goroutine.
 type janitor struct {
 	mountDir string
+	device   uint32 // minor number of the mount's
 	// started is called with each helper's pid before it makes its first call.
 	started func(pid int32)
 	idle    time.Duration
@@ -49,8 +53,8 @@ type janitor struct {
 }
 
 // newJanitor serves the mount on mountDir.
-func newJanitor(mountDir string) *janitor {
-	return &janitor{mountDir: mountDir, started: func(int32) {}, idle: janitorIdle, log: newLog(), wake: make(chan struct{}, 1)}
+func newJanitor(mountDir string, device uint32) *janitor {
+	return &janitor{mountDir: mountDir, device: device, started: func(int32) {}, idle: janitorIdle, log: newLog(), wake: make(chan struct{}, 1)}
 }
 
 // Pid of the helper; 0 when there is none.
@@ -119,7 +123,7 @@ func (j *janitor) run() {
 		}
 		if h == nil {
 			var err error
-			if h, err = startHelper(j.mountDir); err != nil {
+			if h, err = startHelper(j.mountDir, j.device); err != nil {
 				j.log.Warn("no event for a lock that expired", "lock", name, "err", err)
 				continue
 			}
@@ -150,10 +154,10 @@ type helper struct {
 
 // startHelper gives it nothing of ours: every descriptor that we have is
 // closed on exec.
-func startHelper(mountDir string) (*helper, error) {
+func startHelper(mountDir string, device uint32) (*helper, error) {
 	cmd := exec.Command("/proc/self/exe", "janitor")
 	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), janitorEnv+"="+mountDir, "GOMAXPROCS=1", "GOGC=10")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d:%s", janitorEnv, device, mountDir), "GOMAXPROCS=1", "GOGC=10")
 	cmd.Dir = "/" // not in the mount, nor on what it hides
 	names, err := cmd.StdinPipe()
 	if err != nil {
@@ -193,12 +197,23 @@ func init() {
 
 // janitorMain is the helper process. It ends with its input. That a lock is
 // gone already is as good as its removal.
-func janitorMain(mountDir string) error {
+func janitorMain(mount string) error {
+	number, mountDir, _ := strings.Cut(mount, ":")
+	device, err := strconv.ParseUint(number, 10, 32)
+	if err != nil {
+		return fail(exitUsage, "%s is for lockfs itself: %v", janitorEnv, err)
+	}
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	os.Unsetenv(janitorEnv)
 	setProcessName("lockfs-janitor")
 	names := bufio.NewScanner(os.Stdin)
 	for names.Scan() {
+		// Something else may be mounted there by now, in which the name is
+		// somebody's lock.
+		var st unix.Stat_t
+		if unix.Stat(mountDir, &st) != nil || uint64(unix.Minor(st.Dev)) != device {
+			break
+		}
 		_ = unix.Unlinkat(unix.AT_FDCWD, filepath.Join(mountDir, "tlock", names.Text()), unix.AT_REMOVEDIR)
 		if _, err := os.Stdout.Write([]byte{0}); err != nil {
 			return nil

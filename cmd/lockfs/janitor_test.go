@@ -22,7 +22,7 @@ func newTestJanitor(t *testing.T, names ...string) *janitor {
 	for _, n := range names {
 		require.NoError(t, os.MkdirAll(filepath.Join(dir, "tlock", n), 0o700))
 	}
-	return newJanitor(dir)
+	return newJanitor(dir, deviceOfPath(dir))
 }
 
 func (j *janitor) left(t *testing.T) int {
@@ -117,8 +117,17 @@ func TestJanitorEndsWithItsWorker(t *testing.T) {
 
 // janitorRole is a worker whose janitor has started: it prints the pid.
 func janitorRole() error {
-	j := newJanitor(os.TempDir())
+	j := newJanitor(os.TempDir(), deviceOfPath(os.TempDir()))
 	j.started = func(pid int32) { fmt.Println(pid) }
 	j.Remove("a")
 	select {}
+}
+
+// deviceOfPath is the minor number of the device that a directory is on.
+func deviceOfPath(dir string) uint32 {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return 0
+	}
+	return unix.Minor(st.Dev)
 }

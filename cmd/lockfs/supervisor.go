@@ -21,6 +21,9 @@ const (
 	killedAtOnce = 20 * time.Millisecond
 	// maxDeaths of this kind in a row: another start would not help either.
 	maxDeaths = 5
+	// unreadyPause is before the next start when so many never served: for want
+	// of memory, maybe.
+	unreadyPause = 500 * time.Millisecond
 	// upgradeLimit is for how long the worker of a new program may take to
 	// serve.
 	upgradeLimit = 30 * time.Second
@@ -53,6 +56,7 @@ type supervisor struct {
 	served    bool     // a worker has served: the mount was announced
 	lost      *loss    // of the last worker, until another one serves
 	deaths    int      // at once, in a row
+	unready   int      // died before they served, in a row
 	upgrading *upgrade // until the new worker serves, or does not
 	ending    bool     // a signal has ended the mount, perhaps lazily
 	// terminal: we were started from one.
@@ -238,6 +242,11 @@ func (s *supervisor) ended(why string) (over bool, err error) {
 		return true, fail(exitUnreachable, "%d workers in a row ended at once, the last one of: %s; the mount is taken down, "+
 			"its timed locks are kept: mend that and mount again", maxDeaths, why)
 	default:
+		if w.ready {
+			s.unready = 0
+		} else if s.unready++; s.unready > maxDeaths {
+			time.Sleep(unreadyPause)
+		}
 		if !w.ready {
 			s.log.Error("a worker died before it served", "died", why)
 		}

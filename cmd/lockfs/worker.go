@@ -72,9 +72,6 @@ func serve(s settings, w workerLinks) error {
 	if err != nil {
 		return err
 	}
-	if err := w.super.ready(); err != nil {
-		log.Warn("no supervisor hears that the mount is ready", "err", err)
-	}
 	ended := make(chan error, 1)
 	go func() {
 		err := server.Serve()
@@ -123,7 +120,12 @@ func newServer(s settings, w workerLinks, kept *journal.Journal, log *slog.Logge
 	return fs.NewServer(fs.Config{
 		FD: w.fuse, Engine: engine, Now: engine.Now, Session: 1, Files: s.Files, AllowOther: s.AllowOther,
 		DefaultTimeout: s.DefaultTimeout, MaxTimeout: s.MaxTimeout, ViewMode: s.ViewMode, Log: log,
-		Journal: kept, Instance: s.Instance, Store: w.super, Janitor: newJanitor(s.Dir), Durable: durable,
+		Ready: func() {
+			if err := w.super.ready(); err != nil {
+				log.Warn("no supervisor hears that the mount is ready", "err", err)
+			}
+		},
+		Journal: kept, Instance: s.Instance, Store: w.super, Janitor: newJanitor(s.Dir, s.Device), Durable: durable,
 	})
 }
 

@@ -9,19 +9,20 @@ import (
 )
 
 // Resume makes what was replayed usable: it opens the handles again and takes the backing ids over. A handle that
-// cannot be opened answers ESTALE from now on. The error says what else could not be had back; the mount can be
-// served all the same.
+// cannot be opened answers ESTALE from now on. It fails only if this is not the directory that the predecessor had.
 func (f *FS) Resume() error {
 	if f.otherRoot != nil {
 		return f.otherRoot
 	}
-	err := f.takeStored()
+	if err := f.takeStored(); err != nil {
+		f.log.Error("open files that were deleted are lost", "error", err)
+	}
 	f.resumeHandles()
 	f.resumeIO()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.note(recordNode, f.root.record) // so that a successor can tell whether it has the same directory
-	return err
+	return nil
 }
 
 // takeStored gives handles the descriptors that were kept for them. What else was kept belongs to handles that were

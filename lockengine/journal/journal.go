@@ -193,13 +193,16 @@ func (j *Journal) prove(kind uint8, p proof, boot []byte) error {
 // Else it returns [ErrNoSpace], and nothing changed. It costs a comparison while
 // there is room.
 func (j *Journal) Room(n, reserve int) error {
-	need := recordSize(n) + int64(reserve)
+	if n > MaxRecord {
+		return ErrTooLong
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.cur == nil || j.closing {
 		return ErrClosed
 	}
-	j.reserve = max(j.reserve, int64(reserve))
+	j.reserve = max(j.reserve, int64(reserve)) // one reserve for all who ask
+	need := recordSize(n) + j.reserve
 	if err := j.ensure(&j.next, need); err != nil {
 		return err
 	}

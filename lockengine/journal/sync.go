@@ -115,6 +115,7 @@ func (j *Journal) syncLog(l *log, end int64) error {
 	step("sync " + l.name())
 	if err := l.sync(); err != nil {
 		l.syncErr = fmt.Errorf("sync %s: %w", l.f.Name(), err)
+		signal(j.full) // a snapshot mends it
 		j.opts.Log.Error("the journal cannot be synced", slog.Any("error", err), slog.String("file", l.f.Name()))
 		return l.syncErr
 	}
