@@ -43,6 +43,7 @@ func playRole(role string) int {
 		"dotlock":  dotlockMain,
 		"pairs":    pairsMain,
 		"loader":   loaderMain,
+		"linear":   linearMain,
 	}
 	play, ok := roles[role]
 	if !ok {

@@ -256,6 +256,9 @@ func (c *core) giveBackAll(h *holding, rng Range) {
 }
 
 func (c *core) unlock(req *Request) {
+	if c.unlocksNothing() {
+		return
+	}
 	rng := req.Range
 	if req.Class == Flock {
 		rng = Whole

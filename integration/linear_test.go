@@ -1,0 +1,208 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	linearClients = 16
+	// linearSharing is how many clients share an object. With more of them the checks take long.
+	linearSharing = 4
+	// checkLimit is how long the search for an order of the calls on one object may take.
+	checkLimit = 20 * time.Second
+)
+
+// TestLinearizable: whatever 16 processes do at once, while the worker is killed, and some of them are, there is an
+// order of their calls in which each answer is the one that the models (linear_model_test.go) expect.
+func TestLinearizable(t *testing.T) {
+	const kills, killClientEvery = 10, 3
+	m := newMount(t)
+	l := startLinear(t, m, 8*time.Millisecond)
+	r := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
+	for i := range kills {
+		time.Sleep(time.Duration(300+r.IntN(600)) * time.Millisecond)
+		old := m.strikeWorker()
+		if i%killClientEvery == 0 {
+			l.replace(r.IntN(linearClients))
+		}
+		m.awaitWorker(old)
+	}
+	l.finish(waitLimit)
+	objects := l.check()
+	requireAnswers(t, objects, leastAnswers)
+	for _, o := range objects {
+		switch o.verdict {
+		case porcupine.Illegal:
+			t.Errorf("no order of the calls on %s explains their answers: see %s", o.Name, o.draw(t))
+		case porcupine.Unknown:
+			t.Errorf("undecided: %d calls on %s were too many to check within %v", len(o.calls), o.Name, checkLimit)
+		}
+	}
+}
+
+// leastAnswers is how often each call has to have had each answer, so that the test cannot pass by doing nothing. A
+// machine that does nothing else gives many times as many.
+var leastAnswers = map[string]int{
+	"lock true": 500, "drop true": 50, "lock false": 200, "wait": 100, "unlock true": 300, "test true": 20, "test false": 20,
+	"close true": 100, "mkdir true": 10, "mkdir false": 20, "take true": 10, "take false": 10, "hold true": 10, "hold false": 10,
+	"read take true": 5, "read hold true": 5, "token true": 5, "exists true": 10, "exists false": 1, "is mine true": 5,
+	"is mine false": 5, "renew true": 5, "renew false": 5, "release true": 5, "release false": 5, "release any true": 5,
+}
+
+// TestLinearizabilityIsChecked: the same test finds an engine out that makes a mistake once in a thousand times
+// (lockengine/broken.go).
+func TestLinearizabilityIsChecked(t *testing.T) {
+	for _, mistake := range []string{"grant", "unlock"} {
+		t.Run(mistake, func(t *testing.T) {
+			binary, err := buildLockfs("lockfs-broken-"+mistake, false, "-tags", "lockfs_broken",
+				"-ldflags", "-X lockfs/lockengine.mistake="+mistake)
+			require.NoError(t, err)
+			base := tempDir(t)
+			l := startLinear(t, mountAt(t, binary, filepath.Join(base, "mnt"), filepath.Join(base, "state")), 2*time.Millisecond)
+			time.Sleep(6 * time.Second) // of load
+			l.finish(time.Second)
+			found := 0
+			for _, o := range l.check() {
+				if o.verdict == porcupine.Illegal {
+					t.Logf("%s: found out by %d calls", o.Name, len(o.calls))
+					found++
+				}
+			}
+			require.NotZero(t, found, "an engine with a wrong %s passes", mistake)
+		})
+	}
+}
+
+// A linearLoad is the clients of a linearizability test, and what became of them.
+type linearLoad struct {
+	t         *testing.T
+	m         *mount
+	histories string
+	pause     time.Duration
+	clients   []*linearClient // by number
+	places    [linearClients]*linearClient
+}
+
+type linearClient struct {
+	number  int
+	objects []linearObject
+	cmd     *exec.Cmd
+	in      io.WriteCloser
+	done    chan struct{} // closed when it has been waited for
+	err     error
+
+	killed bool
+	ending uint64 // when it was killed
+	gone   uint64 // when it had ended
+}
+
+func startLinear(t *testing.T, m *mount, pause time.Duration) *linearLoad {
+	t.Helper()
+	l := &linearLoad{t: t, m: m, histories: sharedMemory(t), pause: pause}
+	for place := range l.places {
+		for _, o := range objectsOf(place) {
+			require.NoError(t, os.WriteFile(filepath.Join(m.state, "files", o.Name), nil, 0o666))
+		}
+	}
+	for place := range l.places {
+		l.start(place)
+	}
+	return l
+}
+
+// objectsOf are one of each kind, shared with the clients beside.
+func objectsOf(place int) (objects []linearObject) {
+	for _, kind := range []string{"fcntl", "ofd", "flock", "named"} {
+		objects = append(objects, linearObject{kind, fmt.Sprintf("%s%d", kind, place/linearSharing)})
+	}
+	return objects
+}
+
+func (l *linearLoad) start(place int) {
+	l.t.Helper()
+	c := &linearClient{number: len(l.clients), objects: objectsOf(place), done: make(chan struct{})}
+	require.Less(l.t, c.number, maxClients, "the models have no number for one more client")
+	plan, err := json.Marshal(linearPlan{Mount: l.m.dir, Histories: l.histories, Client: c.number, Objects: c.objects, Pause: l.pause})
+	require.NoError(l.t, err)
+	c.cmd = role("linear", string(plan))
+	c.cmd.Env = append(c.cmd.Env, "GODEBUG=asyncpreemptoff=1") // fewer signals, which interrupt waits
+	c.in, err = c.cmd.StdinPipe()
+	require.NoError(l.t, err)
+	require.NoError(l.t, c.cmd.Start())
+	go func() {
+		c.err = c.cmd.Wait()
+		c.gone = monotonic()
+		close(c.done)
+	}()
+	l.t.Cleanup(func() { l.destroy(c) })
+	l.clients = append(l.clients, c)
+	l.places[place] = c
+}
+
+// destroy kills a client; one that hangs in a call is let go by aborting the mount.
+func (l *linearLoad) destroy(c *linearClient) {
+	syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
+	select {
+	case <-c.done:
+	case <-time.After(waitLimit):
+		l.t.Errorf("client %d is still there %v after SIGKILL: %s", c.number, waitLimit, hangsIn(c.cmd.Process.Pid))
+		live.abort()
+		<-c.done
+	}
+}
+
+// replace kills a client in whatever it does, and starts another in its place.
+func (l *linearLoad) replace(place int) {
+	l.t.Helper()
+	l.kill(l.places[place])
+	l.start(place)
+}
+
+func (l *linearLoad) kill(c *linearClient) {
+	c.killed, c.ending = true, monotonic()
+	l.destroy(c)
+}
+
+// finish ends all clients. One that is not done within the limit, which is an error unless lockfs is a broken one, is
+// killed.
+func (l *linearLoad) finish(limit time.Duration) {
+	l.t.Helper()
+	for _, c := range l.places {
+		c.in.Close()
+	}
+	late := time.After(limit)
+	for _, c := range l.places {
+		select {
+		case <-c.done:
+			assert.NoError(l.t, c.err, "client %d", c.number)
+		case <-late:
+			if limit == waitLimit {
+				l.t.Errorf("client %d did not end within %v: %s", c.number, limit, hangsIn(c.cmd.Process.Pid))
+			}
+			l.killAll()
+			return
+		}
+	}
+}
+
+func (l *linearLoad) killAll() {
+	var killing sync.WaitGroup
+	for _, c := range l.places {
+		killing.Go(func() { l.kill(c) })
+	}
+	killing.Wait()
+}
