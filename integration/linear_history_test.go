@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/anishathalye/porcupine"
 	"github.com/stretchr/testify/assert"
@@ -28,7 +29,9 @@ func (l *linearLoad) check() []*checkedObject {
 	for _, o := range objects {
 		checks.Go(func() { o.verdict = porcupine.CheckOperationsTimeout(linearModels[o.Kind], o.calls, checkLimit) })
 	}
+	began := time.Now()
 	checks.Wait()
+	l.t.Logf("checked in %v", time.Since(began))
 	return objects
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -20,8 +21,10 @@ import (
 
 const (
 	linearClients = 16
+	// manyMistakes is after how many a broken engine has to be found out: most leave a trace, not all.
+	manyMistakes = 6
 	// linearSharing is how many clients share an object. With more of them the checks take long.
-	linearSharing = 4
+	linearSharing = 16
 	// checkLimit is how long the search for an order of the calls on one object may take.
 	checkLimit = 20 * time.Second
 )
@@ -31,7 +34,7 @@ const (
 func TestLinearizable(t *testing.T) {
 	const kills, killClientEvery = 10, 3
 	m := newMount(t)
-	l := startLinear(t, m, 8*time.Millisecond)
+	l := startLinear(t, m, linearPace{sharing: 8, pause: 8 * time.Millisecond})
 	r := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
 	for i := range kills {
 		time.Sleep(time.Duration(300+r.IntN(600)) * time.Millisecond)
@@ -72,8 +75,11 @@ func TestLinearizabilityIsChecked(t *testing.T) {
 				"-ldflags", "-X lockfs/lockengine.mistake="+mistake)
 			require.NoError(t, err)
 			base := tempDir(t)
-			l := startLinear(t, mountAt(t, binary, filepath.Join(base, "mnt"), filepath.Join(base, "state")), 2*time.Millisecond)
-			time.Sleep(6 * time.Second) // of load
+			m := mountAt(t, binary, filepath.Join(base, "mnt"), filepath.Join(base, "state"))
+			l := startLinear(t, m, linearPace{sharing: 4, pause: time.Millisecond})
+			eventually(t, waitLimit, "enough mistakes", func() bool {
+				return strings.Count(m.stderr.String(), "a wrong "+mistake) >= manyMistakes
+			})
 			l.finish(time.Second)
 			found := 0
 			for _, o := range l.check() {
@@ -92,7 +98,7 @@ type linearLoad struct {
 	t         *testing.T
 	m         *mount
 	histories string
-	pause     time.Duration
+	pace      linearPace
 	clients   []*linearClient // by number
 	places    [linearClients]*linearClient
 }
@@ -110,11 +116,18 @@ type linearClient struct {
 	gone   uint64 // when it had ended
 }
 
-func startLinear(t *testing.T, m *mount, pause time.Duration) *linearLoad {
+// A linearPace is how much goes on at once: with more than 8 clients on an object most of them wait most of the time,
+// and the checks take long.
+type linearPace struct {
+	sharing int           // clients that share an object
+	pause   time.Duration // the longest between two calls of a client on an object
+}
+
+func startLinear(t *testing.T, m *mount, pace linearPace) *linearLoad {
 	t.Helper()
-	l := &linearLoad{t: t, m: m, histories: sharedMemory(t), pause: pause}
+	l := &linearLoad{t: t, m: m, histories: sharedMemory(t), pace: pace}
 	for place := range l.places {
-		for _, o := range objectsOf(place) {
+		for _, o := range pace.objects(place) {
 			require.NoError(t, os.WriteFile(filepath.Join(m.state, "files", o.Name), nil, 0o666))
 		}
 	}
@@ -124,19 +137,19 @@ func startLinear(t *testing.T, m *mount, pause time.Duration) *linearLoad {
 	return l
 }
 
-// objectsOf are one of each kind, shared with the clients beside.
-func objectsOf(place int) (objects []linearObject) {
+// objects are one of each kind, shared with the clients beside.
+func (p linearPace) objects(place int) (objects []linearObject) {
 	for _, kind := range []string{"fcntl", "ofd", "flock", "named"} {
-		objects = append(objects, linearObject{kind, fmt.Sprintf("%s%d", kind, place/linearSharing)})
+		objects = append(objects, linearObject{kind, fmt.Sprintf("%s%d", kind, place/p.sharing)})
 	}
 	return objects
 }
 
 func (l *linearLoad) start(place int) {
 	l.t.Helper()
-	c := &linearClient{number: len(l.clients), objects: objectsOf(place), done: make(chan struct{})}
+	c := &linearClient{number: len(l.clients), objects: l.pace.objects(place), done: make(chan struct{})}
 	require.Less(l.t, c.number, maxClients, "the models have no number for one more client")
-	plan, err := json.Marshal(linearPlan{Mount: l.m.dir, Histories: l.histories, Client: c.number, Objects: c.objects, Pause: l.pause})
+	plan, err := json.Marshal(linearPlan{Mount: l.m.dir, Histories: l.histories, Client: c.number, Objects: c.objects, Pause: l.pace.pause})
 	require.NoError(l.t, err)
 	c.cmd = role("linear", string(plan))
 	c.cmd.Env = append(c.cmd.Env, "GODEBUG=asyncpreemptoff=1") // fewer signals, which interrupt waits
@@ -175,6 +188,7 @@ func (l *linearLoad) replace(place int) {
 func (l *linearLoad) kill(c *linearClient) {
 	c.killed, c.ending = true, monotonic()
 	l.destroy(c)
+	c.ending = min(c.ending, c.gone) // it may have ended by itself
 }
 
 // finish ends all clients. One that is not done within the limit, which is an error unless lockfs is a broken one, is

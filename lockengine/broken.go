@@ -2,12 +2,17 @@
 
 package lockengine
 
+import (
+	"fmt"
+	"os"
+)
+
 // This engine makes a mistake once in a thousand times, for tests that have to
 // find that out. It is built with -tags lockfs_broken and
 // -ldflags "-X lockfs/lockengine.mistake=grant", or unlock.
 
-// mistake is grant: a lock is granted that conflicts; or unlock: one that is
-// given back is kept.
+// mistake is grant: a lock is granted that conflicts; or unlock: what is given
+// back is kept.
 var mistake string
 
 // rarely is how many chances for it come to one mistake.
@@ -17,11 +22,16 @@ const rarely = 1000
 // is one in a mount.
 var chances int
 
+// errs says whether to make the mistake, and tells it on standard error.
 func errs(in string) bool {
-	if mistake == in {
-		chances++
+	if mistake != in {
+		return false
 	}
-	return mistake == in && chances%rarely == 0
+	if chances++; chances%rarely != 0 {
+		return false
+	}
+	fmt.Fprintln(os.Stderr, "a wrong", mistake)
+	return true
 }
 
 // grantsWrongly: the request, which conflicts, is to be granted.
@@ -35,4 +45,5 @@ func (c *core) grantsWrongly(req *Request) bool {
 	return true
 }
 
+// unlocksNothing: the owner, which holds something on the name, is to keep it.
 func (c *core) unlocksNothing() bool { return errs("unlock") }

@@ -256,14 +256,11 @@ func (c *core) giveBackAll(h *holding, rng Range) {
 }
 
 func (c *core) unlock(req *Request) {
-	if c.unlocksNothing() {
-		return
-	}
 	rng := req.Range
 	if req.Class == Flock {
 		rng = Whole
 	}
-	if h := c.find(req.Class, req.Name, req.Owner); h != nil && rng.Start < rng.End {
+	if h := c.find(req.Class, req.Name, req.Owner); h != nil && rng.Start < rng.End && !c.unlocksNothing() {
 		c.giveBackAll(h, rng)
 	}
 }
