@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,7 +24,15 @@ type linearPlan struct {
 	Histories string // the directory, outside the mount
 	Client    int
 	Objects   []linearObject
-	Pause     time.Duration // the longest between two calls
+	linearPace
+}
+
+// A linearPace is how much goes on at once: with more than 8 clients on an object most of them wait most of the time,
+// and the checks take long.
+type linearPace struct {
+	Sharing int           // clients that share an object
+	Pause   time.Duration // the longest between two calls of a client on an object
+	Plain   bool          // files are locked exclusively only, and never waited for
 }
 
 // A linearObject is a file with locks, or the name of a lock.
@@ -153,7 +162,7 @@ func (p *linearPlan) user(object linearObject, h *history, r *rand.Rand) (linear
 	if object.Kind == "named" {
 		return &namedUser{h: h, r: r, client: p.Client, mount: p.Mount, name: object.Name, fd: -1}, nil
 	}
-	u := &fileUser{h: h, r: r, client: p.Client, flock: object.Kind == "flock", owners: ownersOf[object.Kind],
+	u := &fileUser{h: h, r: r, client: p.Client, flock: object.Kind == "flock", plain: p.Plain, owners: ownersOf[object.Kind],
 		path: filepath.Join(p.Mount, "files", object.Name)}
 	for i := range u.fds {
 		if err := u.open(i); err != nil {
@@ -176,6 +185,7 @@ type fileUser struct {
 	r      *rand.Rand
 	client int
 	flock  bool
+	plain  bool
 	owners []int
 	path   string
 	fds    [ownersOfClient - firstOwner]int
@@ -189,18 +199,21 @@ func (u *fileUser) open(i int) (err error) {
 
 func (u *fileUser) step() error {
 	c := linearCall{Client: u.client, Owner: u.owners[u.r.IntN(len(u.owners))], Mode: shared + lockMode(u.r.IntN(2)), End: 1}
+	if u.plain {
+		c.Mode = exclusive
+	}
 	if !u.flock {
 		c.Start = u.r.IntN(linearBytes)
 		c.End = c.Start + 1 + u.r.IntN(linearBytes-c.Start)
 	}
 	switch n := u.r.IntN(16); {
-	case n < 9:
-		c.Op = "lock"
-		c.Wait = n < 4 && u.mayWait(c)
-		return u.lock(c)
-	case n < 13:
+	case n < 4 && u.holds(c), n == 4:
 		c.Op = "unlock"
 		return u.unlock(c)
+	case n < 13:
+		c.Op = "lock"
+		c.Wait = n < 8 && !u.plain && u.mayWait(c)
+		return u.lock(c)
 	case n < 15 && !u.flock:
 		c.Op = "test"
 		_, err := u.h.do(c, func() (linearAnswer, error) { return u.test(c) })
@@ -209,6 +222,11 @@ func (u *fileUser) step() error {
 		i := u.r.IntN(len(u.fds))
 		return errors.Join(u.close(i), u.open(i))
 	}
+}
+
+// holds: a part of what would be unlocked is held.
+func (u *fileUser) holds(c linearCall) bool {
+	return slices.Max(u.held[c.Owner][c.Start:c.End]) != 0
 }
 
 // mayWait: nothing is held at or after what is asked for. A flock is given up before the wait for it in another mode.
@@ -339,7 +357,7 @@ const longTimeout = "+1h"
 
 func (u *namedUser) step() error {
 	if u.grant == 0 {
-		return u.pick(u.mkdir, u.mkdir, u.takeOrHold, u.takeOrHold, u.takeOrHold, u.takeOrHold, u.exists, u.releaseAny,
+		return u.pick(u.mkdir, u.mkdir, u.takeOrHold, u.takeOrHold, u.takeOrHold, u.exists, u.releaseAny,
 			u.isMine, u.renew, u.release)
 	}
 	if !u.read {
@@ -388,7 +406,7 @@ func (u *namedUser) takeOrHold() error {
 		kind, suffix = "take", longTimeout
 	}
 	flags := unix.O_RDONLY | unix.O_CLOEXEC
-	if u.r.IntN(3) == 0 {
+	if u.r.IntN(2) == 0 {
 		flags |= unix.O_NONBLOCK
 	} else {
 		suffix += fmt.Sprintf(",wait=0.%d", 1+u.r.IntN(3))

@@ -31,7 +31,7 @@ func (l *linearLoad) check() []*checkedObject {
 	}
 	began := time.Now()
 	checks.Wait()
-	l.t.Logf("checked in %v", time.Since(began))
+	l.t.Logf("checked in %v", time.Since(began).Round(time.Millisecond))
 	return objects
 }
 

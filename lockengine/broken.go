@@ -7,16 +7,16 @@ import (
 	"os"
 )
 
-// This engine makes a mistake once in a thousand times, for tests that have to
-// find that out. It is built with -tags lockfs_broken and
-// -ldflags "-X lockfs/lockengine.mistake=grant", or unlock.
+// This engine makes a mistake now and then, for tests that have to find that
+// out. It is built with -tags lockfs_broken.
 
 // mistake is grant: a lock is granted that conflicts; or unlock: what is given
 // back is kept.
-var mistake string
+var mistake = os.Getenv("LOCKFS_MISTAKE")
 
-// rarely is how many chances for it come to one mistake.
-const rarely = 1000
+// rarely is how many chances for it come to one mistake. The second shows only
+// to those who ask before the owner locks or unlocks again.
+var rarely = map[string]int{"grant": 1000, "unlock": 100}
 
 // chances is how many there were. It is guarded as the core is, of which there
 // is one in a mount.
@@ -27,7 +27,7 @@ func errs(in string) bool {
 	if mistake != in {
 		return false
 	}
-	if chances++; chances%rarely != 0 {
+	if chances++; chances%rarely[in] != 0 {
 		return false
 	}
 	fmt.Fprintln(os.Stderr, "a wrong", mistake)
