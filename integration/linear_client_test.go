@@ -74,10 +74,7 @@ const linearBytes = 3
 
 // A history is what one client does on one object. Each line is written before what it tells of goes on, so that a
 // kill loses nothing: `c TIME CALL`, then `r TIME ANSWER`.
-type history struct {
-	file *os.File
-	next uint64
-}
+type history struct{ file *os.File }
 
 func historyPath(dir string, object linearObject, client int) string {
 	return filepath.Join(dir, fmt.Sprintf("%s.%d", object.Name, client))

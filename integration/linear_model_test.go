@@ -290,69 +290,72 @@ func TestLinearModels(t *testing.T) {
 	yes, no := linearAnswer{OK: true}, linearAnswer{}
 	inTheWay := func(pid int) linearAnswer { return linearAnswer{Mode: exclusive, End: 1, PID: pid} }
 	read := func(n uint64) linearAnswer { return linearAnswer{OK: true, Token: n} }
-	type op = porcupine.Operation
+	at := func(called, returned int64, c linearCall, output any) porcupine.Operation {
+		return porcupine.Operation{Input: c, Output: output, Call: called, Return: returned}
+	}
+	type history = []porcupine.Operation
 	for _, tc := range []struct {
 		name   string
 		model  porcupine.Model
 		linear bool
-		ops    []op
+		calls  history
 	}{
-		{"two have one lock", fileModel, false, []op{
-			{Input: call(0, "lock"), Output: yes, Call: 1, Return: 2}, {Input: call(1, "lock"), Output: yes, Call: 3, Return: 4}}},
-		{"a refusal for nothing", fileModel, false, []op{{Input: call(0, "lock"), Output: no, Call: 1, Return: 2}}},
-		{"a wait until the unlock", fileModel, true, []op{
-			{Input: call(0, "lock"), Output: yes, Call: 1, Return: 2}, {Input: call(1, "lock"), Output: yes, Call: 3, Return: 6},
-			{Input: call(0, "unlock"), Output: yes, Call: 4, Return: 7}}},
-		{"shared by two", fileModel, true, []op{
-			{Input: call(0, "lock", sharing), Output: yes, Call: 1, Return: 2}, {Input: call(1, "lock", sharing), Output: yes, Call: 3, Return: 4},
-			{Input: call(0, "lock"), Output: no, Call: 5, Return: 6}}},
-		{"a close drops", fileModel, true, []op{
-			{Input: call(0, "lock"), Output: yes, Call: 1, Return: 2}, {Input: call(0, "drop"), Output: yes, Call: 3, Return: 4},
-			{Input: call(1, "lock"), Output: yes, Call: 5, Return: 6}}},
-		{"a close drops what another has", fileModel, false, []op{
-			{Input: call(0, "lock"), Output: yes, Call: 1, Return: 2}, {Input: call(1, "drop"), Output: yes, Call: 3, Return: 4},
-			{Input: call(1, "lock"), Output: yes, Call: 5, Return: 6}}},
-		{"whose lock is in the way", fileModel, true, []op{
-			{Input: call(0, "lock"), Output: yes, Call: 1, Return: 2}, {Input: call(1, "test"), Output: inTheWay(1), Call: 3, Return: 4}}},
-		{"another's lock is in the way", fileModel, false, []op{
-			{Input: call(0, "lock"), Output: yes, Call: 1, Return: 2}, {Input: call(1, "test"), Output: inTheWay(2), Call: 3, Return: 4}}},
-		{"a part of the lock that is in the way", fileModel, false, []op{
-			{Input: call(0, "lock", func(c *linearCall) { c.End = 2 }), Output: yes, Call: 1, Return: 2},
-			{Input: call(1, "test"), Output: inTheWay(1), Call: 3, Return: 4}}},
-		{"a conversion lets others in first", fileModel, true, []op{
-			{Input: call(0, "lock", flocks, sharing), Output: yes, Call: 1, Return: 2}, {Input: call(1, "lock", flocks), Output: yes, Call: 3, Return: 6},
-			{Input: call(0, "unlock", flocks), Output: yes, Call: 4, Return: 5}, {Input: call(0, "lock", converts), Output: no, Call: 4, Return: 5}}},
-		{"unanswered, and done", fileModel, true, []op{
-			{Input: call(0, "lock"), Call: 1, Return: 6}, {Input: call(0, "death"), Output: yes, Call: 4, Return: 6},
-			{Input: call(1, "lock"), Output: no, Call: 2, Return: 3}}},
-		{"unanswered, and not done", fileModel, true, []op{
-			{Input: call(0, "lock"), Call: 1, Return: 6}, {Input: call(0, "death"), Output: yes, Call: 4, Return: 6},
-			{Input: call(1, "lock"), Output: yes, Call: 2, Return: 3}}},
-		{"a lock outlives its process", fileModel, false, []op{
-			{Input: call(0, "lock"), Output: yes, Call: 1, Return: 2}, {Input: call(0, "death"), Output: yes, Call: 3, Return: 4},
-			{Input: call(1, "lock"), Output: no, Call: 5, Return: 6}}},
-		{"a name is taken twice", namedModel, false, []op{
-			{Input: call(0, "mkdir", grant(1)), Output: yes, Call: 1, Return: 2}, {Input: call(1, "hold", grant(2)), Output: yes, Call: 3, Return: 4}}},
-		{"a token falls", namedModel, false, []op{
-			{Input: call(0, "hold", grant(1)), Output: yes, Call: 1, Return: 2}, {Input: call(0, "read hold", grant(1)), Output: read(9), Call: 3, Return: 4},
-			{Input: call(0, "close", grant(1)), Output: yes, Call: 5, Return: 6}, {Input: call(0, "mkdir", grant(2)), Output: yes, Call: 7, Return: 8},
-			{Input: call(0, "token"), Output: read(8), Call: 9, Return: 10}}},
-		{"a take unread goes with its handle", namedModel, true, []op{
-			{Input: call(0, "take", grant(1)), Output: yes, Call: 1, Return: 2}, {Input: call(0, "close", grant(1)), Output: yes, Call: 3, Return: 4},
-			{Input: call(1, "exists"), Output: no, Call: 5, Return: 6}}},
-		{"a take read goes with its handle", namedModel, false, []op{
-			{Input: call(0, "take", grant(1)), Output: yes, Call: 1, Return: 2}, {Input: call(0, "read take", grant(1)), Output: read(1), Call: 3, Return: 4},
-			{Input: call(0, "close", grant(1)), Output: yes, Call: 5, Return: 6}, {Input: call(1, "exists"), Output: no, Call: 7, Return: 8}}},
-		{"a hold was released by force, and its handle does not say so", namedModel, false, []op{
-			{Input: call(0, "hold", grant(1)), Output: yes, Call: 1, Return: 2}, {Input: call(1, "release any"), Output: yes, Call: 3, Return: 4},
-			{Input: call(0, "read hold", grant(1)), Output: read(5), Call: 5, Return: 6}}},
-		{"an old token releases", namedModel, false, []op{
-			{Input: call(0, "mkdir", grant(1)), Output: yes, Call: 1, Return: 2}, {Input: call(0, "token"), Output: read(5), Call: 3, Return: 4},
-			{Input: call(0, "release", token(4)), Output: yes, Call: 5, Return: 6}}},
-		{"released, and still mine", namedModel, false, []op{
-			{Input: call(0, "mkdir", grant(1)), Output: yes, Call: 1, Return: 2}, {Input: call(0, "token"), Output: read(5), Call: 3, Return: 4},
-			{Input: call(1, "release any"), Output: yes, Call: 5, Return: 6}, {Input: call(0, "is mine", token(5)), Output: yes, Call: 7, Return: 8}}},
+		{"two have one lock", fileModel, false, history{
+			at(1, 2, call(0, "lock"), yes), at(3, 4, call(1, "lock"), yes)}},
+		{"a refusal for nothing", fileModel, false, history{at(1, 2, call(0, "lock"), no)}},
+		{"a wait until the unlock", fileModel, true, history{
+			at(1, 2, call(0, "lock"), yes), at(3, 6, call(1, "lock"), yes),
+			at(4, 7, call(0, "unlock"), yes)}},
+		{"shared by two", fileModel, true, history{
+			at(1, 2, call(0, "lock", sharing), yes), at(3, 4, call(1, "lock", sharing), yes),
+			at(5, 6, call(0, "lock"), no)}},
+		{"a close drops", fileModel, true, history{
+			at(1, 2, call(0, "lock"), yes), at(3, 4, call(0, "drop"), yes),
+			at(5, 6, call(1, "lock"), yes)}},
+		{"a close drops what another has", fileModel, false, history{
+			at(1, 2, call(0, "lock"), yes), at(3, 4, call(1, "drop"), yes),
+			at(5, 6, call(1, "lock"), yes)}},
+		{"whose lock is in the way", fileModel, true, history{
+			at(1, 2, call(0, "lock"), yes), at(3, 4, call(1, "test"), inTheWay(1))}},
+		{"another's lock is in the way", fileModel, false, history{
+			at(1, 2, call(0, "lock"), yes), at(3, 4, call(1, "test"), inTheWay(2))}},
+		{"a part of the lock that is in the way", fileModel, false, history{
+			at(1, 2, call(0, "lock", func(c *linearCall) { c.End = 2 }), yes),
+			at(3, 4, call(1, "test"), inTheWay(1))}},
+		{"a conversion lets others in first", fileModel, true, history{
+			at(1, 2, call(0, "lock", flocks, sharing), yes), at(3, 6, call(1, "lock", flocks), yes),
+			at(4, 5, call(0, "unlock", flocks), yes), at(4, 5, call(0, "lock", converts), no)}},
+		{"unanswered, and done", fileModel, true, history{
+			at(1, 6, call(0, "lock"), nil), at(4, 6, call(0, "death"), yes),
+			at(2, 3, call(1, "lock"), no)}},
+		{"unanswered, and not done", fileModel, true, history{
+			at(1, 6, call(0, "lock"), nil), at(4, 6, call(0, "death"), yes),
+			at(2, 3, call(1, "lock"), yes)}},
+		{"a lock outlives its process", fileModel, false, history{
+			at(1, 2, call(0, "lock"), yes), at(3, 4, call(0, "death"), yes),
+			at(5, 6, call(1, "lock"), no)}},
+		{"a name is taken twice", namedModel, false, history{
+			at(1, 2, call(0, "mkdir", grant(1)), yes), at(3, 4, call(1, "hold", grant(2)), yes)}},
+		{"a token falls", namedModel, false, history{
+			at(1, 2, call(0, "hold", grant(1)), yes), at(3, 4, call(0, "read hold", grant(1)), read(9)),
+			at(5, 6, call(0, "close", grant(1)), yes), at(7, 8, call(0, "mkdir", grant(2)), yes),
+			at(9, 10, call(0, "token"), read(8))}},
+		{"a take unread goes with its handle", namedModel, true, history{
+			at(1, 2, call(0, "take", grant(1)), yes), at(3, 4, call(0, "close", grant(1)), yes),
+			at(5, 6, call(1, "exists"), no)}},
+		{"a take read goes with its handle", namedModel, false, history{
+			at(1, 2, call(0, "take", grant(1)), yes), at(3, 4, call(0, "read take", grant(1)), read(1)),
+			at(5, 6, call(0, "close", grant(1)), yes), at(7, 8, call(1, "exists"), no)}},
+		{"a hold was released by force, and its handle does not say so", namedModel, false, history{
+			at(1, 2, call(0, "hold", grant(1)), yes), at(3, 4, call(1, "release any"), yes),
+			at(5, 6, call(0, "read hold", grant(1)), read(5))}},
+		{"an old token releases", namedModel, false, history{
+			at(1, 2, call(0, "mkdir", grant(1)), yes), at(3, 4, call(0, "token"), read(5)),
+			at(5, 6, call(0, "release", token(4)), yes)}},
+		{"released, and still mine", namedModel, false, history{
+			at(1, 2, call(0, "mkdir", grant(1)), yes), at(3, 4, call(0, "token"), read(5)),
+			at(5, 6, call(1, "release any"), yes), at(7, 8, call(0, "is mine", token(5)), yes)}},
 	} {
-		t.Run(tc.name, func(t *testing.T) { require.Equal(t, tc.linear, porcupine.CheckOperations(tc.model, tc.ops)) })
+		t.Run(tc.name, func(t *testing.T) { require.Equal(t, tc.linear, porcupine.CheckOperations(tc.model, tc.calls)) })
 	}
 }

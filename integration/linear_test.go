@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -42,7 +43,7 @@ func TestLinearizable(t *testing.T) {
 		}
 		m.awaitWorker(old)
 	}
-	l.finish(waitLimit)
+	assert.Empty(t, l.finish(waitLimit))
 	objects := l.check()
 	requireAnswers(t, objects, leastAnswers)
 	for _, o := range objects {
@@ -86,7 +87,7 @@ func TestLinearizabilityIsChecked(t *testing.T) {
 			eventually(t, mistakesLimit, "several mistakes", func() bool {
 				return strings.Count(m.stderr.String(), "a wrong "+tc.mistake) >= tc.several
 			})
-			l.finish(time.Second)
+			l.finish(time.Second) // some may wait for ever
 			var found []string
 			for _, o := range l.check() {
 				if o.verdict == porcupine.Illegal {
@@ -148,7 +149,7 @@ func (l *linearLoad) start(place int) {
 	l.t.Helper()
 	c := &linearClient{number: len(l.clients), objects: l.pace.objects(place), done: make(chan struct{})}
 	require.Less(l.t, c.number, maxClients, "the models have no number for one more client")
-	plan, err := json.Marshal(linearPlan{Mount: l.m.dir, Histories: l.histories, Client: c.number, Objects: c.objects, linearPace: l.pace})
+	plan, err := json.Marshal(linearPlan{l.m.dir, l.histories, c.number, c.objects, l.pace})
 	require.NoError(l.t, err)
 	c.cmd = role("linear", string(plan))
 	c.cmd.Env = append(c.cmd.Env, "GODEBUG=asyncpreemptoff=1") // fewer signals, which interrupt waits
@@ -190,32 +191,26 @@ func (l *linearLoad) kill(c *linearClient) {
 	c.ending = min(c.ending, c.gone) // it may have ended by itself
 }
 
-// finish ends all clients. One that is not done within the limit, which is an error unless lockfs is a broken one, is
-// killed.
-func (l *linearLoad) finish(limit time.Duration) {
+// finish lets all clients end, kills those that do not within the limit, and says what went wrong.
+func (l *linearLoad) finish(limit time.Duration) (wrong []string) {
 	l.t.Helper()
 	for _, c := range l.places {
 		c.in.Close()
 	}
-	late := time.After(limit)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	var killing sync.WaitGroup
 	for _, c := range l.places {
 		select {
 		case <-c.done:
-			assert.NoError(l.t, c.err, "client %d", c.number)
-		case <-late:
-			if limit == waitLimit {
-				l.t.Errorf("client %d did not end within %v: %s", c.number, limit, hangsIn(c.cmd.Process.Pid))
+			if c.err != nil {
+				wrong = append(wrong, fmt.Sprintf("client %d: %v", c.number, c.err))
 			}
-			l.killAll()
-			return
+		case <-ctx.Done():
+			wrong = append(wrong, fmt.Sprintf("client %d did not end within %v: %s", c.number, limit, hangsIn(c.cmd.Process.Pid)))
+			killing.Go(func() { l.kill(c) })
 		}
 	}
-}
-
-func (l *linearLoad) killAll() {
-	var killing sync.WaitGroup
-	for _, c := range l.places {
-		killing.Go(func() { l.kill(c) })
-	}
 	killing.Wait()
+	return wrong
 }
