@@ -24,6 +24,7 @@ var errnos = []struct {
 	{lockengine.ErrCanceled, syscall.EINTR},
 	{lockengine.ErrClosed, syscall.EIO},
 	{lockengine.ErrNoSpace, syscall.ENOSPC},
+	{lockengine.ErrQuota, syscall.EDQUOT},
 }
 
 // errnoOf is the errno of an error; 0 of none, EIO of one unknown.
@@ -77,8 +78,8 @@ func (s *Server) setlk(in *fuse.LkIn, wait bool) {
 	req := s.lockRequest(in, key)
 	if in.Lk.Typ == syscall.F_UNLCK {
 		// flock(2) sends its unlock as SETLKW.
-		s.engine.Unlock(req.Class, req.Name, req.Owner, req.Range)
-		s.dev.replyError(in.Unique, 0)
+		err := s.engine.Unlock(req.Class, req.Name, req.Owner, req.Range)
+		s.dev.replyError(in.Unique, errnoOf(err))
 		return
 	}
 	if !wait {

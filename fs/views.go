@@ -233,8 +233,8 @@ func renderStats(s *Server, _ node) ([]byte, error) {
 		fmt.Fprintf(&b, "held_%s %d\nwaiting_%s %d\ngranted_%s %d\nreleased_%s %d\nrefused_%s %d\nwaited_%s %d\ncanceled_%s %d\n",
 			n, st.Held[c], n, st.Waiting[c], n, st.Granted[c], n, st.Released[c], n, st.Refused[c], n, st.Waited[c], n, st.Canceled[c])
 	}
-	fmt.Fprintf(&b, "expired %d\nforced %d\ndeadlocks %d\npossible_deadlocks %d\nevents %d\nlast_token %d\nhandles %d\nnodes %d\nnodes_pinned %d\nuptime %d\nrestarts %d\n",
-		st.Expired, st.Forced, st.Deadlocks, st.Possible, st.Events, st.LastToken,
+	fmt.Fprintf(&b, "expired %d\nforced %d\ndeadlocks %d\npossible_deadlocks %d\nover_quota %d\nevents %d\nlast_token %d\nhandles %d\nnodes %d\nnodes_pinned %d\nuptime %d\nrestarts %d\n",
+		st.Expired, st.Forced, st.Deadlocks, st.Possible, st.OverQuota, st.Events, st.LastToken,
 		s.files.NumHandles()+s.handles.count(), s.files.NumNodes(), s.dynamic.pinned()+s.files.NumPinned(),
 		(s.now().Boot-s.started.Boot)/int64(time.Second), s.instance.restarts)
 	if s.cfg.Journal != nil {

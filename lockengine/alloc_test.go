@@ -1,6 +1,7 @@
 package lockengine
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -11,6 +12,13 @@ import (
 func TestUncontendedAllocatesNothing(t *testing.T) {
 	allocatesNothing(t, newBenchLocal(t))
 	allocatesNothing(t, newBench(t, Config{Log: &ringLog{}}))
+	crowded := newBench(t, Config{MaxPerUser: 10})
+	for uid := range uint32(1000) {
+		if _, err := crowded.Try(Request{Class: Named, Name: fmt.Sprint(uid), Who: Who{UID: 1 + uid}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	allocatesNothing(t, crowded)
 }
 
 func allocatesNothing(t *testing.T, l *Local) {

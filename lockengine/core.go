@@ -101,6 +101,7 @@ type core struct {
 	places    placeTable
 	watches   map[WatchID]*watch
 	guarded   map[string]map[*named]int // by guard: for what it is waited, and by how many
+	quota     quota
 
 	nextWaiter WaiterID
 	lastWatch  WatchID
@@ -148,6 +149,7 @@ func newCore(eventLog int) *core {
 		c.resources[class] = map[string]*resource{}
 		c.owners[class] = map[Owner]*owner{}
 	}
+	c.quota.used = map[uint32]int{}
 	c.names.init()
 	c.places.init()
 	c.log.bound = eventLog
@@ -179,7 +181,7 @@ func (c *core) do(cmd *command) result {
 	case opCancel:
 		return result{ok: c.cancel(cmd.waiter, cmd.keep)}
 	case opUnlock:
-		c.unlock(&cmd.req)
+		return result{err: c.unlock(&cmd.req)}
 	case opDropOwner:
 		c.dropOwner(cmd.req.Name, cmd.req.Owner)
 	case opDropHandle:

@@ -2,13 +2,14 @@ package lockengine
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 )
 
 // checkInvariants says what is wrong with the state between two commands, nil
 // if nothing is. It is slow, and looks at everything.
 func (c *core) checkInvariants() error {
-	k := checker{core: c, segsOf: map[*owner]int{}, handleSegs: map[*handle]int{}, held: map[*party]int{}}
+	k := checker{core: c, segsOf: map[*owner]int{}, handleSegs: map[*handle]int{}, held: map[*party]int{}, used: map[uint32]int{}}
 	k.resources()
 	k.names()
 	k.waiters()
@@ -28,6 +29,7 @@ type checker struct {
 	segsOf     map[*owner]int
 	handleSegs map[*handle]int
 	held       map[*party]int
+	used       map[uint32]int
 	segs       [4]int
 }
 
@@ -91,6 +93,7 @@ func (k *checker) ordered(segs []*seg) {
 
 func (k *checker) seg(s *seg) {
 	k.segsOf[s.by.owner]++
+	k.used[s.who.UID]++
 	if s.handle != nil {
 		k.handleSegs[s.handle]++
 		k.is(k.handles[s.handle.id] == s.handle, "handle of a segment unknown")
@@ -149,6 +152,7 @@ func (k *checker) names() {
 			k.named(n, n.more)
 			continue
 		}
+		k.used[n.who.UID]++
 		i := t.byToken.after(n.token) - 1
 		k.is(i >= 0 && t.byToken.entries[i].named == n, "%q not listed", name)
 		k.is((n.pos != 0) == (n.timeout > 0), "%q: lease and position", name)
@@ -194,6 +198,7 @@ func (k *checker) waiters() {
 	counts := [4]int{}
 	for id, w := range k.core.waiters {
 		counts[w.req.Class]++
+		k.used[w.req.Who.UID]++
 		k.is(w.id == id, "waiter %d under %d", w.id, id)
 		k.is(w.owner == nil || k.owners[w.req.Class][w.req.Owner] == w.owner, "owner of waiter %d", id)
 		k.is(w.handle == nil || k.handles[w.req.Handle] == w.handle, "handle of waiter %d", id)
@@ -234,6 +239,7 @@ func (k *checker) counts() {
 		k.is(p.held == k.held[p], "party %d holds %d, not %d", p.pid, k.held[p], p.held)
 		stuck += change(false, p.stuck())
 	}
+	k.is(maps.Equal(k.used, k.quota.used), "users have %v, not %v", k.used, k.quota.used)
 	k.is(stuck == k.stuckParties, "%d parties stuck, not %d", stuck, k.stuckParties)
 	for _, h := range k.handles {
 		n := 0

@@ -103,7 +103,7 @@ func (d *duel) request() Request {
 		r.Handle += uint64(d.n(2))
 	}
 	if k := int32(d.n(4)); k > 0 {
-		r.Who = Who{PID: int32(r.Owner.ID), TID: k}
+		r.Who = Who{PID: int32(r.Owner.ID), TID: k, UID: uint32(k)}
 	}
 	if r.Class == Named {
 		r.Timeout = time.Duration(d.n(4)) * 700 * time.Millisecond

@@ -172,6 +172,7 @@ func (n *named) grant() Grant { return Grant{n.token, n.since, n.expiry} }
 func (c *core) addNamed(n *named, h *handle) {
 	c.names.byToken.add(n)
 	c.stats.Held[Named]++
+	c.quota.count(n.who.UID, 1)
 	if n.timeout > 0 {
 		c.names.pushLease(n)
 	} else {
@@ -256,6 +257,7 @@ func (c *core) endNamed(n *named, how End) {
 	c.names.remember(n, c.now.Boot)
 	c.names.byToken.drop(n.token)
 	c.stats.Held[Named]--
+	c.quota.count(n.who.UID, -1)
 	if n.pos != 0 {
 		c.names.dropLease(n)
 	} else if n.who.PID != 0 {
@@ -405,7 +407,9 @@ func (c *core) setHolder(cmd *command) error {
 	if n == nil {
 		return ErrNotHeld
 	}
+	c.quota.count(n.who.UID, -1)
 	n.who.UID, n.who.GID = cmd.req.Who.UID, cmd.req.Who.GID
+	c.quota.count(n.who.UID, 1)
 	c.changes++
 	return nil
 }

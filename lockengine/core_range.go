@@ -199,6 +199,7 @@ func (c *core) addSeg(s *seg) {
 	c.partyHolds(s.party, 1)
 	c.ownerHolds(h.owner, 1)
 	c.stats.Held[h.res.class]++
+	c.quota.count(s.who.UID, 1)
 }
 
 // removeSeg takes a segment out of everything. The holding stays, though it
@@ -214,6 +215,7 @@ func (c *core) removeSeg(s *seg) {
 	c.partyHolds(s.party, -1)
 	c.ownerHolds(h.owner, -1)
 	c.stats.Held[h.res.class]--
+	c.quota.count(s.who.UID, -1)
 	c.pools.seg.put(s)
 }
 
@@ -255,14 +257,20 @@ func (c *core) giveBackAll(h *holding, rng Range) {
 	c.freeHolding(h)
 }
 
-func (c *core) unlock(req *Request) {
+func (c *core) unlock(req *Request) error {
 	rng := req.Range
 	if req.Class == Flock {
 		rng = Whole
 	}
-	if h := c.find(req.Class, req.Name, req.Owner); h != nil && rng.Start < rng.End && !c.unlocksNothing() {
-		c.giveBackAll(h, rng)
+	h := c.find(req.Class, req.Name, req.Owner)
+	if h == nil || rng.Start >= rng.End || c.unlocksNothing() {
+		return nil
 	}
+	if c.splitsOverQuota(h, rng) {
+		return c.refuseQuota()
+	}
+	c.giveBackAll(h, rng)
+	return nil
 }
 
 // find returns what the owner holds on the name, nil if nothing.

@@ -28,6 +28,9 @@ func (c *core) try(req *Request) result {
 	if g, ok := c.granted(req); ok {
 		return result{grant: g}
 	}
+	if c.overQuota(req, false) && !c.blocked(req) {
+		return result{err: c.refuseQuota()}
+	}
 	g, ok := c.grantNow(req)
 	if ok {
 		return result{grant: g}
@@ -45,6 +48,9 @@ func (c *core) wait(req *Request) result {
 	}
 	if g, ok := c.granted(req); ok {
 		return result{grant: g}
+	}
+	if c.quota.max > 0 && c.overQuota(req, c.blocked(req)) {
+		return result{err: c.refuseQuota()}
 	}
 	if g, ok := c.grantNow(req); ok {
 		c.answered(req)

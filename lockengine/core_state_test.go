@@ -51,7 +51,7 @@ func (s *script) request() Request {
 		Kind: modelTold[owner.ID], Handle: 10*owner.ID + uint64(s.rnd.IntN(2)), Meta: s.name(),
 	}
 	if pid := int32(s.rnd.IntN(4)); pid > 0 {
-		r.Who = Who{PID: pid, TID: pid, UID: 1000}
+		r.Who = Who{PID: pid, TID: pid, UID: 1000 + uint32(pid)}
 	}
 	if r.Class == Named {
 		r.Timeout = time.Duration(s.rnd.IntN(3)) * 700 * time.Millisecond

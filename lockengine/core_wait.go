@@ -192,6 +192,7 @@ func (c *core) enqueue(req *Request) *waiter {
 func (c *core) link(w *waiter) {
 	c.waiters[w.id] = w
 	c.line.push(w)
+	c.quota.count(w.req.Who.UID, 1)
 	if w.req.Class == Named {
 		w.group = c.queueOf(c.entry(w.req.Name))
 		c.guard(w)
@@ -215,6 +216,7 @@ func (c *core) link(w *waiter) {
 func (c *core) unlink(w *waiter) {
 	delete(c.waiters, w.id)
 	c.line.remove(w)
+	c.quota.count(w.req.Who.UID, -1)
 	c.stats.Waiting[w.req.Class]--
 	w.group.queue.remove(w)
 	w.group.n--

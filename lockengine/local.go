@@ -8,6 +8,8 @@ import "sync"
 type Local struct {
 	clock      Clock
 	classify   func(Owner, Who) OwnerKind
+	maxPerUser int
+	limitRoot  bool
 	boot       string
 	syncGrants bool
 
@@ -52,8 +54,10 @@ func NewLocal(cfg Config) (*Local, error) {
 	if cfg.EventLog <= 0 {
 		cfg.EventLog = defaultEventLog
 	}
-	return &Local{
+	l := &Local{
 		clock:      clock,
+		maxPerUser: cfg.MaxPerUser,
+		limitRoot:  cfg.LimitRoot,
 		classify:   cfg.Classify,
 		boot:       cfg.Boot,
 		syncGrants: cfg.SyncGrants && cfg.Log != nil,
@@ -62,8 +66,16 @@ func NewLocal(cfg Config) (*Local, error) {
 		watches:    map[WatchID]func(End){},
 		readers:    map[WatchID]reader{},
 		record:     recorder{log: cfg.Log, logger: cfg.Logger},
-	}, nil
+	}
+	if cfg.Log == nil {
+		l.limit()
+	}
+	return l, nil
 }
+
+// limit begins to bound what users have: not before the replay, which is of
+// what was granted.
+func (l *Local) limit() { l.core.quota.max, l.core.quota.root = l.maxPerUser, l.limitRoot }
 
 // do applies one command and tells whoever it concerns.
 func (l *Local) do(cmd *command) result {
@@ -121,9 +133,15 @@ func (l *Local) ready(cmd *command) (Instant, error) {
 func (l *Local) apply(cmd *command, now Instant) result {
 	before := l.core.changes
 	res := l.core.apply(cmd, now)
-	if l.core.changes != before {
-		l.record.command(cmd, l.core.now)
+	if l.core.changes == before {
+		return res
 	}
+	if res.err == ErrQuota {
+		// Time alone made the change. Nothing is refused in a replay, so that
+		// must not see the request.
+		cmd = &command{op: opTick}
+	}
+	l.record.command(cmd, l.core.now)
 	return res
 }
 
@@ -288,8 +306,8 @@ func (l *Local) Cancel(id WaiterID, keepPlace bool) bool {
 }
 
 // Unlock implements [Engine].
-func (l *Local) Unlock(class Class, name string, owner Owner, rng Range) {
-	l.do(&command{op: opUnlock, req: Request{Class: class, Name: name, Owner: owner, Range: rng}})
+func (l *Local) Unlock(class Class, name string, owner Owner, rng Range) error {
+	return l.do(&command{op: opUnlock, req: Request{Class: class, Name: name, Owner: owner, Range: rng}}).err
 }
 
 // DropOwner implements [Engine].

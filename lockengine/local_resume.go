@@ -142,6 +142,7 @@ func (l *Local) Resume(r Resumption) error {
 		cmd.token = l.tokens.reserved
 	}
 	l.apply(&cmd, l.reserveFirst(cmd.token))
+	l.limit()
 	l.settle()
 	if !same {
 		l.Claimed()

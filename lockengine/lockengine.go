@@ -285,7 +285,8 @@ type Stats struct {
 	Expired, Forced            uint64
 	Events                     uint64 // last Seq
 	LastToken                  uint64
-	Unrecorded                 int // changes that the Log had no room for, as of now
+	Unrecorded                 int    // changes that the Log had no room for, as of now
+	OverQuota                  uint64 // requests that got ErrQuota since this engine started
 }
 
 // Errors of an Engine, to be told apart with errors.Is.
@@ -302,6 +303,9 @@ var (
 	ErrCanceled = errors.New("wait canceled")
 	// ErrNoSpace: there is no room to record it, and nothing was changed.
 	ErrNoSpace = errors.New("no room to record it")
+	// ErrQuota: the user would have more than [Config.MaxPerUser], and nothing
+	// was changed.
+	ErrQuota = errors.New("over the limit of a user")
 	// ErrClosed: the engine is closed.
 	ErrClosed = errors.New("engine closed")
 )
@@ -331,9 +335,10 @@ type Engine interface {
 	// req.Range, if any (F_OFD_GETLK with F_UNLCK).
 	TestOwn(req Request) (Lock, bool)
 
-	// Unlock gives back what owner holds of rng on name (Record, Flock). It
-	// never fails: to unlock what is not locked is fine.
-	Unlock(class Class, name string, owner Owner, rng Range)
+	// Unlock gives back what owner holds of rng on name (Record, Flock). To
+	// unlock what is not locked is fine. Only a hole, which makes two locks of
+	// one, can be refused: with ErrQuota if that is one too many.
+	Unlock(class Class, name string, owner Owner, rng Range) error
 
 	// DropOwner gives back every record lock of owner on name, and places
 	// kept there: the owner closed a descriptor of the file. It also tells
@@ -426,6 +431,15 @@ type Config struct {
 	// It is called with the engine's mutex held, must be quick and must not
 	// call the engine. nil, or an answer of KindUnknown, counts as KindProcess.
 	Classify func(owner Owner, who Who) OwnerKind
+	// MaxPerUser bounds how many locks a user (Who.UID) holds and waits for at
+	// once, all together; 0: no bound. What would be more fails with ErrQuota.
+	// What replaces a lock held (a renewal, an upgrade that need not wait) never
+	// does, nor what was granted by an engine with a larger bound, nor
+	// SetHolder; what is granted after a wait may be one more than the bound for
+	// each wait, if it splits a lock in three.
+	MaxPerUser int
+	// LimitRoot makes that MaxPerUser is for uid 0 too.
+	LimitRoot bool
 	// Log keeps what another engine needs to go on where this one ended; nil:
 	// nothing is kept. Close it after the engine.
 	Log Log

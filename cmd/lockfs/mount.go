@@ -29,6 +29,8 @@ type mountFlags struct {
 	state, files               string
 	defaultTimeout, maxTimeout string
 	viewMode                   string
+	maxPerUser                 int
+	limitRoot                  bool
 	sync                       string
 	allowOther                 bool
 	noJournal                  bool
@@ -56,6 +58,8 @@ func newMount() *cobra.Command {
 	fl.StringVar(&f.defaultTimeout, "default-timeout", "1h", "of a timed lock that is taken without one")
 	fl.StringVar(&f.maxTimeout, "max-timeout", "8760h", "the longest that can be asked for")
 	fl.StringVar(&f.viewMode, "view-mode", "0555", "permissions of view/: 0555 or 0500")
+	fl.IntVar(&f.maxPerUser, "max-locks-per-user", 100_000, "locks held and waited for by one user at once, then EDQUOT; and twice as many open files, and 64, outside files/; root is exempt; 0: no limit")
+	fl.BoolVar(&f.limitRoot, "limit-root", false, "--max-locks-per-user is for root too")
 	fl.StringVar(&f.sync, "sync", syncOS, "os: what is granted survives a crash of lockfs; always: each grant of a timed lock is on disk before it is told, and survives power loss")
 	fl.BoolVar(&f.noJournal, "no-journal", false, "keep nothing: a crash ends the mount (to measure what the journal costs)")
 	_ = fl.MarkHidden("no-journal")
@@ -77,6 +81,8 @@ type settings struct {
 	Dir, State, Files          string
 	DefaultTimeout, MaxTimeout time.Duration
 	ViewMode                   uint32
+	MaxPerUser                 int
+	LimitRoot                  bool
 	AllowOther                 bool
 	Sync                       string
 	NoJournal                  bool
@@ -96,7 +102,7 @@ func (s settings) encode() string {
 }
 
 func (f mountFlags) check() (settings, error) {
-	s := settings{AllowOther: f.allowOther, Sync: f.sync, NoJournal: f.noJournal}
+	s := settings{AllowOther: f.allowOther, Sync: f.sync, NoJournal: f.noJournal, MaxPerUser: f.maxPerUser, LimitRoot: f.limitRoot}
 	var err error
 	if s.MaxTimeout, err = flagDuration("--max-timeout", f.maxTimeout, 0); err != nil {
 		return s, err
@@ -106,6 +112,9 @@ func (f mountFlags) check() (settings, error) {
 	}
 	if f.viewMode != "0555" && f.viewMode != "0500" {
 		return s, fail(exitUsage, "--view-mode %q is neither 0555 nor 0500", f.viewMode)
+	}
+	if f.maxPerUser < 0 {
+		return s, fail(exitUsage, "--max-locks-per-user %d is less than 0: give how many locks a user may have, 0 for no limit", f.maxPerUser)
 	}
 	if f.sync != syncOS && f.sync != syncAlways {
 		return s, fail(exitUsage, "--sync %q is neither os nor always", f.sync)

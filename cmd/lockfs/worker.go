@@ -105,7 +105,7 @@ func openJournal(s settings, log *slog.Logger) (*journal.Journal, error) {
 // newServer makes a server that is ready to go on where the journal ends.
 func newServer(s settings, w workerLinks, kept *journal.Journal, log *slog.Logger) (*fs.Server, error) {
 	durable := s.Sync == syncAlways
-	engineConfig := lockengine.Config{Classify: fs.Classify, SyncGrants: durable, Logger: log}
+	engineConfig := lockengine.Config{Classify: fs.Classify, SyncGrants: durable, Logger: log, MaxPerUser: s.MaxPerUser, LimitRoot: s.LimitRoot}
 	if kept != nil {
 		boot, err := bootID()
 		if err != nil {

@@ -1,0 +1,87 @@
+package lockengine
+
+// quota bounds what one user, by the uid of who asked, has at once: locks held
+// and requests that wait, counted together. The counts are part of the state;
+// the bound is not, and a replay has none: what was granted stays granted, also
+// if the bound is lower now.
+type quota struct {
+	max  int            // 0: no bound
+	root bool           // uid 0 is bound too
+	used map[uint32]int // by uid; nobody has 0
+}
+
+// count counts n more (or fewer) for a user.
+func (q *quota) count(uid uint32, n int) {
+	if left := q.used[uid] + n; left != 0 {
+		q.used[uid] = left
+	} else {
+		delete(q.used, uid)
+	}
+}
+
+// over says whether n more would be too many. Who is over the bound already
+// may still have fewer, or the same.
+func (q *quota) over(uid uint32, n int) bool {
+	return q.max > 0 && n > 0 && (uid != 0 || q.root) && q.used[uid]+n > q.max
+}
+
+// overQuota says whether the request, granted now, or waiting if it is
+// blocked, would be too much for a user. What it replaces makes room for it.
+// (What a wait ends with is not asked for again: a lock in the middle of
+// another one then makes one more than was counted.)
+func (c *core) overQuota(req *Request, blocked bool) bool {
+	if c.quota.max == 0 {
+		return false
+	}
+	uid, n := req.Who.UID, 1
+	h := c.find(req.Class, req.Name, req.Owner)
+	if h == nil || blocked && req.Class == Record {
+		return c.quota.over(uid, n)
+	}
+	// A flock that is converted is dropped first, also if the request then waits.
+	for s := h.touching(req.Range.Start); s != nil && s.Start <= req.Range.End; s = h.after(s.End) {
+		d := s.pieces(req.Range, req.Mode) - 1
+		if s.who.UID == uid {
+			n += d
+		} else if c.quota.over(s.who.UID, d) {
+			return true
+		}
+	}
+	return c.quota.over(uid, n)
+}
+
+func (c *core) refuseQuota() error {
+	c.stats.OverQuota++
+	return ErrQuota
+}
+
+// pieces is how many segments are left of one that a new one of its owner
+// overlaps or touches.
+func (s *seg) pieces(rng Range, mode Mode) (n int) {
+	switch {
+	case s.mode == mode:
+		return 0 // merged
+	case !s.overlaps(rng):
+		return 1
+	}
+	return s.around(rng)
+}
+
+// around is how many pieces of a segment are left without rng, which overlaps it.
+func (s *seg) around(rng Range) (n int) {
+	if s.Start < rng.Start {
+		n++
+	}
+	if s.End > rng.End {
+		n++
+	}
+	return n
+}
+
+// splitsOverQuota says whether to give back rng would leave a user with more
+// locks than before, and too many: this alone, a hole in one lock, can fail.
+// Else locks without end could be had by making holes.
+func (c *core) splitsOverQuota(h *holding, rng Range) bool {
+	s := h.touching(rng.Start + 1)
+	return s != nil && s.overlaps(rng) && c.quota.over(s.who.UID, s.around(rng)-1)
+}
