@@ -27,6 +27,7 @@ const (
 	opRelease     = 18
 	opFlush       = 25
 	opInit        = 26
+	opReaddir     = 28
 	opReleasedir  = 29
 	opGetlk       = 31
 	opSetlk       = 32
@@ -36,6 +37,7 @@ const (
 	opDestroy     = 38
 	opPoll        = 40
 	opBatchForget = 42
+	opReaddirplus = 44
 
 	sizeofInHeader  = 40
 	sizeofOutHeader = 16

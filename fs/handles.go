@@ -6,6 +6,7 @@ import "sync"
 type handle struct {
 	fh     uint64
 	node   node
+	uid    uint32  // who opened it
 	flags  uint32  // of open(2)
 	data   []byte  // content, rendered at open
 	stream *stream // content that comes with time
@@ -37,16 +38,35 @@ type handles struct {
 	mu     sync.Mutex
 	m      map[uint64]*handle
 	onNode map[uint64]int // how many are open, by node number
+	ofUser map[uint32]opened
 }
 
 func (t *handles) add(h *handle) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.m == nil {
-		t.m, t.onNode = map[uint64]*handle{}, map[uint64]int{}
+		t.m, t.onNode, t.ofUser = map[uint64]*handle{}, map[uint64]int{}, map[uint32]opened{}
 	}
 	t.m[h.fh] = h
 	t.onNode[h.node.id]++
+	t.tally(h, 1)
+}
+
+// tally counts a handle for its user, or takes it off. GUARDED_BY(mu)
+func (t *handles) tally(h *handle, n int) {
+	o := t.ofUser[h.uid]
+	if o.count(h, n); o == (opened{}) {
+		delete(t.ofUser, h.uid)
+	} else {
+		t.ofUser[h.uid] = o
+	}
+}
+
+// opened is what a user has open.
+func (t *handles) opened(uid uint32) opened {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.ofUser[uid]
 }
 
 // isOpen reports whether a node is open.
@@ -74,6 +94,7 @@ func (t *handles) remove(fh uint64) *handle {
 	if t.onNode[h.node.id]--; t.onNode[h.node.id] == 0 {
 		delete(t.onNode, h.node.id)
 	}
+	t.tally(h, -1)
 	return h
 }
 
@@ -168,6 +189,7 @@ func (h *handle) encode() encoder {
 		e.bool(t.answered)
 		e.int(int64(t.pid))
 	}
+	e.uint(uint64(h.uid))
 	return e
 }
 
@@ -196,6 +218,9 @@ func (s *Server) decodeHandle(d *decoder) *handle {
 	}
 	if n.row.take {
 		h.taking = &taking{name: d.text(), token: d.uint(), hold: d.bool(), detached: d.bool(), answered: d.bool(), pid: int32(d.int())}
+	}
+	if len(d.rest) > 0 { // not in a record of before there were limits
+		h.uid = uint32(d.uint())
 	}
 	return h
 }

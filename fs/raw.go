@@ -378,8 +378,9 @@ func (s *Server) releaseNamed(name string, h *fuse.InHeader) error {
 // removals count how often the d of a lock was removed: each time it comes
 // back with a new node number, as a directory made anew would.
 type removals struct {
-	mu sync.Mutex
-	m  map[uint64]uint64 // by token
+	mu    sync.Mutex
+	m     map[uint64]uint64 // by token
+	sweep int               // at how many those that ended are looked for
 }
 
 func (r *removals) of(token uint64) uint64 {
@@ -411,7 +412,7 @@ func (r *removals) add(s *Server, token uint64) {
 	}
 	r.m[token]++
 	s.record(recRemoved, encodeRemoved(token, r.m[token]))
-	if len(r.m) <= 1024 {
+	if len(r.m) < max(r.sweep, 1024) {
 		return
 	}
 	for t := range r.m {
@@ -419,6 +420,7 @@ func (r *removals) add(s *Server, token uint64) {
 			delete(r.m, t)
 		}
 	}
+	r.sweep = 2 * len(r.m) // so that many that are held are not looked through each time
 }
 
 func encodeRemoved(token, n uint64) (e encoder) {

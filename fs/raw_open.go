@@ -44,7 +44,10 @@ func (r *raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 
 // open renders a synthetic file, from one state of the engine.
 func (s *Server) open(n node, in *fuse.OpenIn) (*handle, error) {
-	h := &handle{fh: handleNumber(in.Unique), node: n, flags: in.Flags}
+	h := &handle{fh: handleNumber(in.Unique), node: n, uid: in.Uid, flags: in.Flags}
+	if err := s.mayOpen(in.Uid, n); err != nil {
+		return nil, err
+	}
 	if in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		if err := s.mayWrite(n, callerOf(&in.InHeader)); err != nil {
 			return nil, err
@@ -237,9 +240,13 @@ func (r *raw) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 		return fuse.Status(syscall.ESTALE)
 	}
 	out.Fh = handleNumber(in.Unique)
-	if r.s.handles.get(out.Fh) == nil {
-		r.s.openHandle(&handle{fh: out.Fh, node: n, flags: in.Flags})
+	if r.s.handles.get(out.Fh) != nil {
+		return fuse.OK // sent again
 	}
+	if err := r.s.mayOpen(in.Uid, n); err != nil {
+		return statusOf(err)
+	}
+	r.s.openHandle(&handle{fh: out.Fh, node: n, uid: in.Uid, flags: in.Flags})
 	return fuse.OK
 }
 

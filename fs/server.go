@@ -8,7 +8,8 @@
 // effect in the order of the device: a close(2) is done before a later try of
 // another process. What may block is parked without a goroutine (see parking)
 // and answered by whoever ends the wait; what touches the backing files'
-// disk, or renders a large view, runs on a goroutine of its own.
+// disk runs on a goroutine of its own; large views are rendered few at a time,
+// by users' turns.
 //
 // # Where things are
 //
@@ -55,6 +56,11 @@ type Config struct {
 	DefaultTimeout, MaxTimeout time.Duration
 	// ViewMode is the permissions of view/: 0555 or 0500.
 	ViewMode uint32
+	// MaxPerUser bounds what a user other than root has open outside files/ (see
+	// openPerLock); 0: no bound. The engine has the same for locks. LimitRoot: it
+	// is for root too.
+	MaxPerUser int
+	LimitRoot  bool
 	// Log; default discards.
 	Log *slog.Logger
 
@@ -90,6 +96,7 @@ type Server struct {
 	dynamic dynamicNodes
 	handles handles
 	parking parking
+	renders renders
 	removed removals
 	askers  askers
 
@@ -200,6 +207,7 @@ func (s *Server) Serve() (err error) {
 // close ends the engine, and with it all waits: but not if it was only the
 // reading that failed, since another process goes on with them.
 func (s *Server) close(failed error) {
+	s.renders.drop()
 	s.running.Wait()
 	if failed == nil {
 		_ = s.engine.Close()
@@ -228,6 +236,10 @@ func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte, do
 	}
 	if h.Opcode == opInit {
 		s.keepInit(in[:n])
+	}
+	if s.rendersAll(h) {
+		s.render(in[:n])
+		return true
 	}
 	if !s.mayBeSlow(h, in[:n]) {
 		s.answer(in[:n], out)
@@ -337,34 +349,19 @@ func (s *Server) readStream(h *fuse.InHeader, in []byte) bool {
 
 // mayBeSlow reports whether a request may take longer than a lock request
 // should wait for: what reads or changes the backing files, but for what their
-// caches answer, and what renders a view of everything.
+// caches answer.
 func (s *Server) mayBeSlow(h *fuse.InHeader, in []byte) bool {
 	switch h.Opcode {
 	case opMkdir, opSetattr, opWrite:
 		return s.cfg.Durable || !isSynthetic(h.NodeId)
-	case opLookup:
-		return s.listsLocked(h.NodeId)
-	case opForget, opBatchForget, opGetattr, opReadlink, opStatfs, opRelease, opFlush, opReleasedir,
+	case opLookup, opForget, opBatchForget, opGetattr, opReadlink, opStatfs, opRelease, opFlush, opReleasedir,
 		opAccess, opInit, opDestroy:
 		return false
 	case opOpen:
-		if isSynthetic(h.NodeId) {
-			n, ok := s.node(h.NodeId)
-			return ok && (n.row.text != nil || n.row.slow)
-		}
 		o := request[fuse.OpenIn](in)
-		return o != nil && o.Flags&syscall.O_TRUNC != 0
+		return !isSynthetic(h.NodeId) && o != nil && o.Flags&syscall.O_TRUNC != 0
 	}
-	return !isSynthetic(h.NodeId) || s.listsLocked(h.NodeId)
-}
-
-// listsLocked reports whether a node's entries are made of all locks there are.
-func (s *Server) listsLocked(id uint64) bool {
-	if !isSynthetic(id) {
-		return false
-	}
-	n, ok := s.node(id)
-	return ok && n.row.list != nil && n.row != tlockRow
+	return !isSynthetic(h.NodeId)
 }
 
 // pollIn is struct fuse_poll_in.

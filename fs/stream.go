@@ -3,6 +3,7 @@ package fs
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -82,9 +83,22 @@ func (st *stream) read(unique uint64, size int, nonblock bool) {
 		st.s.dev.replyError(unique, syscall.EAGAIN)
 	default:
 		st.readers = append(st.readers, streamReader{unique, size})
-		st.s.parking.add(unique, func(bool) bool { return true })
+		st.s.parking.add(unique, func(bool) bool { return st.giveUp(unique) })
 		st.rearm()
 	}
+}
+
+// giveUp forgets a READ that waits, and reports whether it did: if not, it has
+// its answer.
+func (st *stream) giveUp(unique uint64) bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	i := slices.IndexFunc(st.readers, func(r streamReader) bool { return r.unique == unique })
+	if i < 0 {
+		return false
+	}
+	st.readers = slices.Delete(st.readers, i, i+1)
+	return true
 }
 
 // answer answers a READ if there is something to read. It is recorded first

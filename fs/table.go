@@ -17,6 +17,8 @@ type row struct {
 
 	// text renders a file's content, once for each open.
 	text func(*Server, node) ([]byte, error)
+	// quick texts are short, however many locks there are.
+	quick bool
 	// children are the fixed entries of a directory.
 	children []*row
 	// find looks up an entry that is not fixed. The node is nil-row when the
@@ -60,12 +62,13 @@ const (
 
 // The rows that code speaks of by name.
 var (
-	rootRow  = &row{mode: dir | 0o755}
-	tlockRow = &row{name: "tlock", mode: dir | 0o1777}
-	takeRow  = &row{name: "take", mode: dir | 0o755}
-	holdRow  = &row{name: "hold", mode: dir | 0o755}
-	filesRow = &row{name: "files", mode: dir | 0o755} // a stand-in: its node is files.Root
-	viewRow  = &row{name: "view", mode: dir | 0o555}
+	rootRow   = &row{mode: dir | 0o755}
+	tlockRow  = &row{name: "tlock", mode: dir | 0o1777}
+	takeRow   = &row{name: "take", mode: dir | 0o755}
+	holdRow   = &row{name: "hold", mode: dir | 0o755}
+	filesRow  = &row{name: "files", mode: dir | 0o755} // a stand-in: its node is files.Root
+	viewRow   = &row{name: "view", mode: dir | 0o555}
+	eventsRow = &row{name: "events", mode: file | 0o444, unlisted: true}
 
 	takeFileRow = &row{mode: file | 0o666, take: true}
 	holdFileRow = &row{mode: file | 0o666, take: true}
@@ -89,26 +92,26 @@ var (
 )
 
 func init() {
-	readme := &row{name: "README", mode: file | 0o444, text: renderReadme}
+	readme := &row{name: "README", mode: file | 0o444, text: renderReadme, quick: true}
 
 	locks := &row{name: "locks", mode: file | 0o444, text: renderLocks}
 	jsonl := &row{name: "locks.jsonl", mode: file | 0o444, text: renderLocksJSON}
 	graph := &row{name: "graph.dot", mode: file | 0o444, text: renderGraph}
-	stats := &row{name: "stats", mode: file | 0o444, text: renderStats}
-	events := &row{name: "events", mode: file | 0o444, stream: newEventStream, unlisted: true}
+	stats := &row{name: "stats", mode: file | 0o444, text: renderStats, quick: true}
 	viewFiles := &row{name: "files", mode: dir | 0o555}
 	viewPids := &row{name: "pid", mode: dir | 0o555, find: findPid, list: listPids}
 
+	eventsRow.stream = newEventStream
 	tlockRow.find, tlockRow.list = findLock, listLocks
 	takeRow.find, holdRow.find = findTake, findTake
 	viewFiles.find, viewFiles.list = findViewFile, listViewFiles
 	viewDirRow.find, viewDirRow.list = findViewFile, listViewFiles
 	viewFileRow.text, viewPidRow.text = renderViewFile, renderViewPid
 
-	viewRow.children = []*row{locks, jsonl, events, graph, stats, viewFiles, viewPids}
+	viewRow.children = []*row{locks, jsonl, eventsRow, graph, stats, viewFiles, viewPids}
 	rootRow.children = []*row{readme, tlockRow, takeRow, holdRow, filesRow, viewRow}
 	staticTable = []*row{rootRow, readme, tlockRow, takeRow, holdRow, filesRow, viewRow,
-		locks, jsonl, events, graph, stats, viewFiles, viewPids}
+		locks, jsonl, eventsRow, graph, stats, viewFiles, viewPids}
 	link(staticTable)
 
 	timeoutRow.lockText, timeoutRow.write = renderTimeout, writeTimeout

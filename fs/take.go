@@ -31,6 +31,9 @@ func (s *Server) openTake(n node, in fuse.OpenIn) {
 		return
 	}
 	req, w, err := s.takeRequest(n, &in)
+	if err == nil && !isResent(in.Unique) {
+		err = s.mayOpen(in.Uid, n)
+	}
 	if err != nil {
 		s.dev.replyError(in.Unique, errnoOf(err))
 		return
@@ -99,7 +102,7 @@ func (s *Server) namedRequest(name, kind string, timeout time.Duration, h *fuse.
 
 // openTaken answers the OPEN with a handle on the lock granted.
 func (s *Server) openTaken(n node, unique uint64, flags uint32, req lockengine.Request, g lockengine.Grant) bool {
-	h := &handle{fh: req.Handle, node: n, flags: flags,
+	h := &handle{fh: req.Handle, node: n, uid: req.Who.UID, flags: flags,
 		taking: &taking{name: req.Name, token: g.Token, hold: req.Timeout == 0, pid: req.Who.PID},
 		data:   append(strconv.AppendUint(nil, g.Token, 10), '\n')}
 	s.openHandle(h)

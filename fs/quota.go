@@ -1,0 +1,43 @@
+package fs
+
+import "syscall"
+
+// One user must not take the memory that others need. Locks and waits are the
+// engine's to count; here it is what a user has open outside files/. Nobody
+// else keeps anything: names looked up in take/ are forgotten with their last
+// use, since the kernel is told to believe them for no time, and a READ that
+// waits needs a thread of the user's.
+const (
+	// Who has all the locks he may, each by an open file of hold/, can look too.
+	openPerLock = 2
+	openMore    = 64
+	// maxText bounds the text in a user's open files, in bytes: it is not
+	// rendered again while it is open. What is open alone may be larger.
+	maxText = 256 << 20
+	// maxFollowers bounds a user's open files view/events: each has to be woken
+	// for each event.
+	maxFollowers = 64
+)
+
+// opened is what one user has open.
+type opened struct{ files, text, followers int }
+
+func (o *opened) count(h *handle, n int) {
+	o.files += n
+	o.text += n * len(h.data)
+	if h.node.row == eventsRow {
+		o.followers += n
+	}
+}
+
+// mayOpen says whether a user may open one more.
+func (s *Server) mayOpen(uid uint32, n node) error {
+	if s.cfg.MaxPerUser == 0 || uid == 0 && !s.cfg.LimitRoot {
+		return nil
+	}
+	o := s.handles.opened(uid)
+	if o.files >= openPerLock*s.cfg.MaxPerUser+openMore || o.text >= maxText || n.row == eventsRow && o.followers >= maxFollowers {
+		return syscall.EDQUOT
+	}
+	return nil
+}
