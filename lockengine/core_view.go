@@ -238,11 +238,15 @@ func (c *core) snapshot() Snapshot {
 	return s
 }
 
+// maxBlockers bounds how many blockers are told of one waiter: many who wait
+// for many would need memory for each pair.
+const maxBlockers = 256
+
 func (w *waiter) blockers(index map[*seg]int) (out []int) {
 	own := func(o *owner) bool { return o == w.owner }
 	w.group.res.conflicts(w.req.Range, w.req.Mode, own, func(s *seg) bool {
 		out = append(out, index[s])
-		return true
+		return len(out) < maxBlockers
 	})
 	slices.Sort(out)
 	return out

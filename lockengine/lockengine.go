@@ -211,7 +211,8 @@ type Waiting struct {
 	Who    Who
 	Since  Instant // when it began to wait
 	Meta   string
-	// Blockers are indexes into Snapshot.Locks: what it conflicts with.
+	// Blockers are indexes into Snapshot.Locks: what it conflicts with, the
+	// first 256 of them.
 	// Filled in by Snapshot only.
 	Blockers []int
 }

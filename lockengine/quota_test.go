@@ -273,3 +273,22 @@ func quotaStep(l *lockengine.Local, clock *enginetest.Clock, rnd *rand.Rand, use
 	}
 	return err
 }
+
+// Many who wait for many do not make a snapshot of their product.
+func TestBlockersAreBounded(t *testing.T) {
+	l, _, _ := limited(t, 0)
+	const many = 1000
+	for i := range uint64(many) {
+		req := part(7, shared, 0, 1)
+		req.Owner.ID = i
+		try(t, l, req)
+	}
+	for i := range uint64(3) {
+		req := part(7, exclusive, 0, 1)
+		req.Owner.ID = many + i
+		wait(t, l, req)
+	}
+	for _, w := range l.Snapshot().Waiting {
+		require.Len(t, w.Blockers, 256)
+	}
+}
