@@ -157,7 +157,7 @@ func listViewFiles(s *Server, dir node, after uint64, add func(string, node, uin
 	}
 }
 
-func renderViewFile(s *Server, n node) ([]byte, error) {
+func renderViewFile(s *Server, n node, _ uint32) ([]byte, error) {
 	for _, f := range s.lockedFiles() {
 		if f.path == n.name {
 			locks, waiting := s.engine.Locks(f.key)
@@ -202,7 +202,7 @@ func findPid(s *Server, _ node, name string, _ caller) (node, error) {
 	return s.dynamic.lookup(viewPidRow, name), nil
 }
 
-func renderViewPid(s *Server, n node) ([]byte, error) {
+func renderViewPid(s *Server, n node, _ uint32) ([]byte, error) {
 	pid, _ := strconv.ParseInt(n.name, 10, 32)
 	all := s.described(s.engine.Snapshot())
 	return lines(slices.DeleteFunc(all, func(j lockJSON) bool { return j.PID != int32(pid) }), true), nil

@@ -35,7 +35,7 @@ type edge struct {
 	path     string
 }
 
-func renderGraph(s *Server, _ node) ([]byte, error) {
+func renderGraph(s *Server, _ node, _ uint32) ([]byte, error) {
 	snap := s.engine.Snapshot()
 	d := s.describer(snap.Now)
 	labels := map[party]string{}

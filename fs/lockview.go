@@ -13,17 +13,26 @@ import (
 type lockView struct {
 	lockengine.Lock
 	s       *Server
+	uid     uint32 // for whom
 	now     lockengine.Instant
 	waiters []lockengine.Waiting
 }
 
-func (s *Server) viewLock(l lockengine.Lock) *lockView {
-	v := &lockView{Lock: l, s: s, now: s.now()}
+func (s *Server) viewLock(l lockengine.Lock, uid uint32) *lockView {
+	v := &lockView{Lock: l, s: s, uid: uid, now: s.now()}
 	if l.Waiters > 0 {
 		v.waiters = s.engine.Waiters(lockengine.Named, l.Name)
 	}
 	return v
 }
+
+// showsToken reports whether a user may see the token of a lock of holder.
+func (s *Server) showsToken(uid, holder uint32) bool {
+	return s.cfg.TokenMode != holderOnly || uid == 0 || uid == holder
+}
+
+// holderOnly is the TokenMode with which only the holder, and root, see a token.
+const holderOnly = 0o400
 
 // kind is how the lock was taken: mkdir, take or hold.
 func (v *lockView) kind() string { return metaValue(v.Meta, "kind") }

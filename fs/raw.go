@@ -143,8 +143,11 @@ func (s *Server) fillAttr(n node, out *fuse.Attr) error {
 		out.Nlink = 2
 	}
 	when := s.started.Wall
-	if n.row.once {
+	switch {
+	case n.row.once:
 		out.Size = apparentSize
+	case n.row == tokenRow && s.cfg.TokenMode != 0:
+		out.Mode = file | s.cfg.TokenMode
 	}
 	switch {
 	case n.row == viewRow:

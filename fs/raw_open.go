@@ -60,11 +60,11 @@ func (s *Server) open(n node, in *fuse.OpenIn) (*handle, error) {
 		h.stream.h = h
 		err = h.stream.start()
 	case n.row.text != nil:
-		h.data, err = n.row.text(s, n)
+		h.data, err = n.row.text(s, n, in.Uid)
 	case n.row.lockText != nil:
 		var l lockengine.Lock
 		if l, err = s.lockOf(n); err == nil {
-			h.data = []byte(n.row.lockText(s.viewLock(l)))
+			h.data = []byte(n.row.lockText(s.viewLock(l, in.Uid)))
 		}
 	default:
 		err = syscall.EISDIR

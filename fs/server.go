@@ -56,6 +56,9 @@ type Config struct {
 	DefaultTimeout, MaxTimeout time.Duration
 	// ViewMode is the permissions of view/: 0555 or 0500.
 	ViewMode uint32
+	// TokenMode is the permissions of tlock/NAME/token: 0444 (also if it is 0), or
+	// 0400, when nobody but the holder and root is shown a token elsewhere either.
+	TokenMode uint32
 	// MaxPerUser bounds what a user other than root has open outside files/ (see
 	// openPerLock); 0: no bound. The engine has the same for locks. LimitRoot: it
 	// is for root too.

@@ -226,7 +226,7 @@ func newEventStream(s *Server, _ node) *stream {
 	var watch lockengine.WatchID
 	st.next = func(cursor uint64, size int) (string, uint64, bool) {
 		events, missed := s.engine.Events(cursor, max(1, min(256, size/typicalEvent)))
-		return s.eventLines(events, missed), cursor + missed + uint64(len(events)), false
+		return s.eventLines(events, missed, st.h.uid), cursor + missed + uint64(len(events)), false
 	}
 	st.start = func() error {
 		st.at.cursor = s.engine.Stats().Events
@@ -272,7 +272,7 @@ type gapJSON struct {
 	Missed uint64 `json:"missed"`
 }
 
-func (s *Server) eventLines(events []lockengine.Event, missed uint64) string {
+func (s *Server) eventLines(events []lockengine.Event, missed uint64, uid uint32) string {
 	if len(events) == 0 && missed == 0 {
 		return ""
 	}
@@ -284,7 +284,11 @@ func (s *Server) eventLines(events []lockengine.Event, missed uint64) string {
 	}
 	d := s.describer(s.now())
 	for i := range events {
-		_ = enc.Encode(d.event(&events[i]))
+		j := d.event(&events[i])
+		if !s.showsToken(uid, j.UID) {
+			j.Token = 0
+		}
+		_ = enc.Encode(j)
 	}
 	return b.String()
 }

@@ -15,8 +15,8 @@ type row struct {
 	// leaves them out, so that no walk of the tree opens them.
 	unlisted bool
 
-	// text renders a file's content, once for each open.
-	text func(*Server, node) ([]byte, error)
+	// text renders a file's content, once for each open, for this uid.
+	text func(*Server, node, uint32) ([]byte, error)
 	// quick texts are short, however many locks there are.
 	quick bool
 	// children are the fixed entries of a directory.
@@ -77,6 +77,7 @@ var (
 	viewPidRow  = &row{mode: file | 0o444}
 
 	lockRow     = &row{mode: dir | 0o755}
+	tokenRow    = &row{name: "token", mode: file | 0o444}
 	timeoutRow  = &row{name: "timeout", mode: file | 0o666, leased: true}
 	noteRow     = &row{name: "note", mode: file | 0o666}
 	durationRow = &row{name: "d", mode: dir | 0o755, generations: true}
@@ -114,10 +115,11 @@ func init() {
 		locks, jsonl, eventsRow, graph, stats, viewFiles, viewPids}
 	link(staticTable)
 
+	tokenRow.lockText = renderToken
 	timeoutRow.lockText, timeoutRow.write = renderTimeout, writeTimeout
 	noteRow.lockText, noteRow.write = renderNote, writeNote
 	lockRow.children = []*row{
-		{name: "token", mode: file | 0o444, lockText: renderToken},
+		tokenRow,
 		{name: "tstart", mode: file | 0o444, lockText: renderStart},
 		{name: "expiry", mode: file | 0o444, lockText: renderExpiry, leased: true},
 		{name: "left", mode: file | 0o444, lockText: renderLeft, leased: true},

@@ -152,11 +152,14 @@ func (s *Server) described(snap lockengine.Snapshot) []lockJSON {
 	return out
 }
 
-func renderLocksJSON(s *Server, _ node) ([]byte, error) {
+func renderLocksJSON(s *Server, _ node, uid uint32) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	for _, j := range s.described(s.engine.Snapshot()) {
+		if !s.showsToken(uid, j.UID) {
+			j.Token = 0
+		}
 		if err := enc.Encode(j); err != nil {
 			return nil, err
 		}
@@ -164,7 +167,7 @@ func renderLocksJSON(s *Server, _ node) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-func renderLocks(s *Server, _ node) ([]byte, error) {
+func renderLocks(s *Server, _ node, _ uint32) ([]byte, error) {
 	return table(s.described(s.engine.Snapshot())), nil
 }
 
@@ -225,7 +228,7 @@ func lines(js []lockJSON, withPath bool) []byte {
 	return b.Bytes()
 }
 
-func renderStats(s *Server, _ node) ([]byte, error) {
+func renderStats(s *Server, _ node, uid uint32) ([]byte, error) {
 	st := s.engine.Stats()
 	var b bytes.Buffer
 	for _, c := range []lockengine.Class{lockengine.Named, lockengine.Record, lockengine.Flock} {
@@ -233,10 +236,13 @@ func renderStats(s *Server, _ node) ([]byte, error) {
 		fmt.Fprintf(&b, "held_%s %d\nwaiting_%s %d\ngranted_%s %d\nreleased_%s %d\nrefused_%s %d\nwaited_%s %d\ncanceled_%s %d\n",
 			n, st.Held[c], n, st.Waiting[c], n, st.Granted[c], n, st.Released[c], n, st.Refused[c], n, st.Waited[c], n, st.Canceled[c])
 	}
-	fmt.Fprintf(&b, "expired %d\nforced %d\ndeadlocks %d\npossible_deadlocks %d\nover_quota %d\nevents %d\nlast_token %d\nhandles %d\nnodes %d\nnodes_pinned %d\nuptime %d\nrestarts %d\n",
-		st.Expired, st.Forced, st.Deadlocks, st.Possible, st.OverQuota, st.Events, st.LastToken,
+	fmt.Fprintf(&b, "expired %d\nforced %d\ndeadlocks %d\npossible_deadlocks %d\nover_quota %d\nevents %d\nhandles %d\nnodes %d\nnodes_pinned %d\nuptime %d\nrestarts %d\n",
+		st.Expired, st.Forced, st.Deadlocks, st.Possible, st.OverQuota, st.Events,
 		s.files.NumHandles()+s.handles.count(), s.files.NumNodes(), s.dynamic.pinned()+s.files.NumPinned(),
 		(s.now().Boot-s.started.Boot)/int64(time.Second), s.instance.restarts)
+	if s.showsToken(uid, 0) {
+		fmt.Fprintf(&b, "last_token %d\n", st.LastToken)
+	}
 	if s.cfg.Journal != nil {
 		j := s.cfg.Journal.Stats()
 		fmt.Fprintf(&b, "journal_log_bytes %d\njournal_snapshot_bytes %d\njournal_records %d\njournal_syncs %d\njournal_compactions %d\n",
@@ -248,7 +254,7 @@ func renderStats(s *Server, _ node) ([]byte, error) {
 // lockDetail is tlock/NAME/json.
 type lockDetail struct {
 	Name      string         `json:"name"`
-	Token     uint64         `json:"token"`
+	Token     uint64         `json:"token,omitempty"`
 	Start     int64          `json:"tstart"`
 	Since     seconds        `json:"since"`
 	Age       seconds        `json:"age"`
@@ -289,6 +295,9 @@ func renderLockJSON(v *lockView) string {
 		Alive: alive(v.Who.PID, v.Since), Command: meta("command"), PPID: ppid, PCommand: meta("pcommand"),
 		Unit: meta("unit"), Container: meta("container"), Host: meta("host"), Note: v.Note,
 		Status: strings.TrimSuffix(renderStatus(v), "\n"), Waiters: []waiterDetail{},
+	}
+	if !v.s.showsToken(v.uid, v.Who.UID) {
+		d.Token = 0
 	}
 	if uid, err := strconv.ParseUint(meta("loginuid"), 10, 32); err == nil {
 		d.LoginUID = &uid

@@ -29,6 +29,7 @@ type mountFlags struct {
 	state, files               string
 	defaultTimeout, maxTimeout string
 	viewMode                   string
+	tokenMode                  string
 	maxPerUser                 int
 	limitRoot                  bool
 	sync                       string
@@ -58,6 +59,7 @@ func newMount() *cobra.Command {
 	fl.StringVar(&f.defaultTimeout, "default-timeout", "1h", "of a timed lock that is taken without one")
 	fl.StringVar(&f.maxTimeout, "max-timeout", "8760h", "the longest that can be asked for")
 	fl.StringVar(&f.viewMode, "view-mode", "0555", "permissions of view/: 0555 or 0500")
+	fl.StringVar(&f.tokenMode, "token-mode", "0444", "permissions of tlock/NAME/token: 0444, or 0400: only the holder and root are shown tokens, there and elsewhere (a token is a fence, no password: see README)")
 	fl.IntVar(&f.maxPerUser, "max-locks-per-user", 100_000, "locks held and waited for by one user at once, then EDQUOT; and twice as many open files, and 64, outside files/; root is exempt; 0: no limit")
 	fl.BoolVar(&f.limitRoot, "limit-root", false, "--max-locks-per-user is for root too")
 	fl.StringVar(&f.sync, "sync", syncOS, "os: what is granted survives a crash of lockfs; always: each grant of a timed lock is on disk before it is told, and survives power loss")
@@ -80,7 +82,7 @@ const (
 type settings struct {
 	Dir, State, Files          string
 	DefaultTimeout, MaxTimeout time.Duration
-	ViewMode                   uint32
+	ViewMode, TokenMode        uint32
 	MaxPerUser                 int
 	LimitRoot                  bool
 	AllowOther                 bool
@@ -113,6 +115,9 @@ func (f mountFlags) check() (settings, error) {
 	if f.viewMode != "0555" && f.viewMode != "0500" {
 		return s, fail(exitUsage, "--view-mode %q is neither 0555 nor 0500", f.viewMode)
 	}
+	if f.tokenMode != "0444" && f.tokenMode != "0400" {
+		return s, fail(exitUsage, "--token-mode %q is neither 0444 nor 0400", f.tokenMode)
+	}
 	if f.maxPerUser < 0 {
 		return s, fail(exitUsage, "--max-locks-per-user %d is less than 0: give how many locks a user may have, 0 for no limit", f.maxPerUser)
 	}
@@ -121,6 +126,8 @@ func (f mountFlags) check() (settings, error) {
 	}
 	mode, _ := strconv.ParseUint(f.viewMode, 8, 32)
 	s.ViewMode = uint32(mode)
+	mode, _ = strconv.ParseUint(f.tokenMode, 8, 32)
+	s.TokenMode = uint32(mode)
 	for _, o := range f.options {
 		if o == "allow_other" {
 			s.AllowOther = true

@@ -120,7 +120,7 @@ func newServer(s settings, w workerLinks, kept *journal.Journal, log *slog.Logge
 	return fs.NewServer(fs.Config{
 		FD: w.fuse, Engine: engine, Now: engine.Now, Session: 1, Files: s.Files, AllowOther: s.AllowOther,
 		DefaultTimeout: s.DefaultTimeout, MaxTimeout: s.MaxTimeout, ViewMode: s.ViewMode, Log: log,
-		MaxPerUser: s.MaxPerUser, LimitRoot: s.LimitRoot,
+		TokenMode: s.TokenMode, MaxPerUser: s.MaxPerUser, LimitRoot: s.LimitRoot,
 		Ready: func() {
 			if err := w.super.ready(); err != nil {
 				log.Warn("no supervisor hears that the mount is ready", "err", err)
