@@ -44,6 +44,8 @@ func playRole(role string) int {
 		"pairs":    pairsMain,
 		"loader":   loaderMain,
 		"linear":   linearMain,
+		"flooder":  flooderMain,
+		"worker":   workerMain,
 	}
 	play, ok := roles[role]
 	if !ok {
