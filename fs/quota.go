@@ -16,7 +16,7 @@ const (
 	maxText = 256 << 20
 	// maxFollowers bounds a user's open files view/events: each has to be woken
 	// for each event.
-	maxFollowers = 64
+	maxFollowers = 16
 )
 
 // opened is what one user has open.

@@ -160,7 +160,9 @@ func (r *resource) appendSegs(out []*seg) []*seg {
 	for s := range r.shared.all {
 		out = append(out, s)
 	}
-	slices.SortFunc(out[from:], bySegStart)
+	if !r.excl.empty() && !r.shared.empty() {
+		slices.SortFunc(out[from:], bySegStart)
+	}
 	return out
 }
 
@@ -212,16 +214,28 @@ func (c *core) resourceNames() []string {
 // snapshot copies everything, with who is blocked by what.
 func (c *core) snapshot() Snapshot {
 	s := Snapshot{Now: c.now}
-	byName := map[string]int{}
+	n := 0
+	for _, held := range c.stats.Held {
+		n += held
+	}
+	if n > 0 {
+		s.Locks = make([]Lock, 0, n)
+	}
+	// Nobody else is served meanwhile: no index is made that no waiter needs.
+	byName, named := map[string]int{}, c.stats.Waiting[Named] > 0
 	for _, e := range c.names.byToken.entries {
 		if e.named != nil {
-			byName[e.named.name] = len(s.Locks)
+			if named {
+				byName[e.named.name] = len(s.Locks)
+			}
 			s.Locks = append(s.Locks, e.named.lock())
 		}
 	}
-	bySeg := map[*seg]int{}
+	bySeg, others := map[*seg]int{}, c.stats.Waiting[Record]+c.stats.Waiting[Flock] > 0
 	for _, seg := range c.segsInOrder() {
-		bySeg[seg] = len(s.Locks)
+		if others {
+			bySeg[seg] = len(s.Locks)
+		}
 		s.Locks = append(s.Locks, seg.lock())
 	}
 	for _, w := range c.waitersInOrder() {
@@ -261,7 +275,9 @@ func (c *core) segsInOrder() (out []*seg) {
 				out = r.appendSegs(out)
 			}
 		}
-		slices.SortStableFunc(out[from:], bySegStart)
+		if c.resources[Flock][name] != nil {
+			slices.SortStableFunc(out[from:], bySegStart)
+		}
 	}
 	return out
 }
