@@ -3,10 +3,10 @@ package fs
 import "syscall"
 
 // One user must not take the memory that others need. Locks and waits are the
-// engine's to count; here it is what a user has open outside files/. Nobody
-// else keeps anything: names looked up in take/ are forgotten with their last
-// use, since the kernel is told to believe them for no time, and a READ that
-// waits needs a thread of the user's.
+// engine's to count; here it is what a user has open outside files/. A READ
+// that waits needs a thread of the user's, which the kernel counts. A name
+// looked up in take/ is kept as long as the kernel keeps it, which is until that
+// wants the memory for something else.
 const (
 	// Who has all the locks he may, each by an open file of hold/, can look too.
 	openPerLock = 2
@@ -14,8 +14,8 @@ const (
 	// maxText bounds the text in a user's open files, in bytes: it is not
 	// rendered again while it is open. What is open alone may be larger.
 	maxText = 256 << 20
-	// maxFollowers bounds a user's open files view/events: each has to be woken
-	// for each event.
+	// maxFollowers bounds a user's open files view/events: each is woken for each
+	// event.
 	maxFollowers = 16
 )
 

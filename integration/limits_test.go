@@ -221,9 +221,11 @@ func TestFloods(t *testing.T) {
 			assertUnhurt(t, "mkdir and rmdir", mkdirNow, mkdir)
 			assertUnhurt(t, "lock and unlock", setlkNow, setlk)
 			assert.Less(t, now, 400, "MB resident")
-			for _, p := range procs {
+			for _, p := range slices.Backward(procs) {
+				killed := time.Now()
 				syscall.Kill(-p.Process.Pid, syscall.SIGKILL)
 				p.Wait()
+				assert.Less(t, time.Since(killed), 8*time.Second, "%v waits for its turn though it was killed", p.Args[1:])
 			}
 			eventually(t, time.Minute, "nothing is left but what outlives a process", func() bool {
 				s := m.stats(t)
