@@ -24,6 +24,9 @@ func newCallerCreds() (*callerCreds, error) {
 
 // asCaller runs op, which creates something, with the filesystem identity of the caller.
 func (f *FS) asCaller(c *fuse.Caller, op func() error) error {
+	if f.creds == nil && f.shared && c.Uid != f.uid {
+		return unix.EPERM // it would be ours, with the mode of the caller's choice
+	}
 	if f.creds == nil || (c.Uid == 0 && c.Gid == 0) {
 		return op()
 	}

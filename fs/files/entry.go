@@ -160,7 +160,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 		return status(err)
 	}
 	defer f.release(p)
-	self := &fuse.Caller{} // nothing is created, so there is no owner to set
+	self := &fuse.Caller{Owner: fuse.Owner{Uid: f.uid}} // nothing is created, so there is no owner to set
 	return f.make(&in.InHeader, self, name, out, func(dirfd int) error {
 		return unix.Linkat(unix.AT_FDCWD, procPath(p.fd), dirfd, name, unix.AT_SYMLINK_FOLLOW)
 	})

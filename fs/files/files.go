@@ -19,7 +19,7 @@ const Root = 2
 type Config struct {
 	Dir         string      // the backing directory; it must exist and carry no POSIX ACL
 	Passthrough Passthrough // nil: all I/O goes through the server
-	AllowOther  bool        // callers have various uids: as root, create files as the caller
+	AllowOther  bool        // callers have various uids: create files as the caller; if we are not root, only for ourselves
 	Logger      *slog.Logger
 	MaxFDs      int // O_PATH descriptors kept for nodes; 0: a quarter of RLIMIT_NOFILE
 
@@ -28,7 +28,8 @@ type Config struct {
 	// Store keeps descriptors beyond our death; nil: none.
 	Store Store
 
-	noHandles bool // for tests: as if the backing could not decode file handles
+	noHandles bool   // for tests: as if the backing could not decode file handles
+	noRoot    uint32 // for tests: as if this user, who is not root, were serving; 0: we are who we are
 }
 
 // Passthrough registers backing files with the kernel, which then reads and writes them without asking us.
@@ -66,6 +67,8 @@ type FS struct {
 	mountFD     int           // to open file handles with, -1 if that cannot be done
 	acls        bool          // the backing can carry POSIX ACLs, so nodes have to be asked
 	creds       *callerCreds  // nil: create everything as ourselves
+	shared      bool          // Config.AllowOther
+	uid         uint32        // ours
 	pass        Passthrough   // nil: none
 	passOff     atomic.Bool   // the kernel said never
 	closer      *closer       // closes what may take long
@@ -101,6 +104,8 @@ func New(cfg Config) (*FS, error) {
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		log:           cfg.Logger,
 		maxFDs:        cfg.MaxFDs,
+		shared:        cfg.AllowOther,
+		uid:           uint32(os.Geteuid()),
 		pass:          cfg.Passthrough,
 		nodes:         map[uint64]*node{},
 		idents:        map[ident]*node{},
@@ -126,7 +131,10 @@ func New(cfg Config) (*FS, error) {
 		f.mountFD = openMount(f.root.fd.fd)
 	}
 	f.storeAll = f.mountFD < 0 || os.Geteuid() != 0
-	if cfg.AllowOther && os.Geteuid() == 0 {
+	if cfg.noRoot != 0 {
+		f.uid = cfg.noRoot
+	}
+	if cfg.AllowOther && f.uid == 0 {
 		creds, err := newCallerCreds()
 		if err != nil {
 			f.closeRoot()

@@ -313,7 +313,7 @@ func act(w []string) error {
 		fmt.Printf("%q ", strings.Split(strings.TrimRight(string(buf[:max(n, 0)]), "\x00"), "\x00"))
 		return err
 	}
-	return fmt.Errorf("no act %q", w[0])
+	return attack(w)
 }
 
 func octal(s string) (n int)   { fmt.Sscanf(s, "%o", &n); return n }

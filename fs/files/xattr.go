@@ -14,8 +14,6 @@ const (
 	capability = "security.capability"
 )
 
-func isACL(attr string) bool { return attr == aclAccess || attr == aclDefault }
-
 // hasACL says whether a file carries an ACL, and whether it could. The mode shows the ACL's mask in the place of
 // the group's rights, so a kernel that knows only the mode would give the group too much.
 func hasACL(path string, dir bool) (has, supported bool) {
@@ -33,6 +31,11 @@ func hasACL(path string, dir bool) (has, supported bool) {
 	}
 	return false, true
 }
+
+// carried says whether attributes of this kind exist here: those for which the kernel has checked the caller's rights,
+// with the server's word in rootOnly. Of system.* and of other names it leaves that to the filesystem (xattr_permission
+// in fs/xattr.c), and the backing would see our rights: system.nfs4_acl, say, would be anybody's to set.
+func carried(attr string) bool { return strings.HasPrefix(attr, "user.") || rootOnly(attr) }
 
 // rootOnly says whether only root may set an attribute; the kernel has checked the details.
 func rootOnly(attr string) bool {
@@ -56,7 +59,7 @@ func (f *FS) onPath(id uint64, call func(path string) error) fuse.Status {
 
 // GetXAttr reads an extended attribute; with a buffer that is too small it tells the size, and ERANGE.
 func (f *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string, dest []byte) (n uint32, code fuse.Status) {
-	if isACL(attr) {
+	if !carried(attr) {
 		return 0, fuse.Status(unix.EOPNOTSUPP)
 	}
 	code = f.onPath(in.NodeId, func(path string) error {
@@ -70,7 +73,7 @@ func (f *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string, dest []
 	return n, code
 }
 
-// ListXAttr lists the attributes that the caller may see: not the ACLs, and trusted ones for root only.
+// ListXAttr lists the attributes that the caller may see, trusted ones if it is root.
 func (f *FS) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (n uint32, code fuse.Status) {
 	code = f.onPath(in.NodeId, func(path string) error {
 		list, err := listAll(path)
@@ -106,7 +109,7 @@ func listAll(path string) ([]byte, error) {
 func visible(list []byte, root bool) (kept []byte) {
 	for name := range bytes.SplitAfterSeq(list, []byte{0}) {
 		attr := string(bytes.TrimSuffix(name, []byte{0}))
-		if isACL(attr) || !root && strings.HasPrefix(attr, "trusted.") {
+		if !carried(attr) || !root && strings.HasPrefix(attr, "trusted.") {
 			continue
 		}
 		kept = append(kept, name...)
@@ -117,7 +120,7 @@ func visible(list []byte, root bool) (kept []byte) {
 // SetXAttr sets an extended attribute.
 func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data []byte) fuse.Status {
 	switch {
-	case isACL(attr):
+	case !carried(attr):
 		return fuse.Status(unix.EOPNOTSUPP)
 	case rootOnly(attr) && in.Uid != 0:
 		return fuse.EPERM
@@ -153,7 +156,7 @@ func (f *FS) lookXattr(path, attr string) (now state) {
 // the name of whoever writes.
 func (f *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string) fuse.Status {
 	switch {
-	case isACL(attr):
+	case !carried(attr):
 		return fuse.Status(unix.EOPNOTSUPP)
 	case rootOnly(attr) && attr != capability && in.Uid != 0:
 		return fuse.EPERM
