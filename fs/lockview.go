@@ -61,18 +61,23 @@ func renderTimeout(v *lockView) string {
 	return strconv.FormatFloat(v.Timeout.Seconds(), 'f', -1, 64) + "\n"
 }
 
-func renderNote(v *lockView) string {
-	if v.Note == "" || strings.HasSuffix(v.Note, "\n") {
-		return v.Note
+// renderNote shows the note such that it cannot drive a terminal; json has it
+// to the byte.
+func renderNote(v *lockView) string { return printableNote(wholeLine(v.Note)) }
+
+// wholeLine ends a text that is not empty with a newline.
+func wholeLine(text string) string {
+	if text == "" || strings.HasSuffix(text, "\n") {
+		return text
 	}
-	return v.Note + "\n"
+	return text + "\n"
 }
 
 func renderHolder(v *lockView) string {
 	rest := v.Meta
 	kind, rest, _ := strings.Cut(rest, "\n")
 	live := "no"
-	if alive(v.Who.PID, v.Since) {
+	if holderAlive(&v.Lock) {
 		live = "yes"
 	}
 	return fmt.Sprintf("%s\nuid %d\nuser %s\ngid %d\npid %d\n%ssince %s\nalive %s\n",

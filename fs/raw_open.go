@@ -142,7 +142,7 @@ func (s *Server) write(h *handle, in *fuse.WriteIn, data []byte) error {
 	}
 	offset := in.Offset
 	if h.flags&syscall.O_APPEND != 0 && h.written == nil && h.node.row == noteRow {
-		h.written = []byte(renderNote(&lockView{Lock: l}))
+		h.written = []byte(wholeLine(l.Note))
 	}
 	text := h.written
 	if h.node.row == timeoutRow && bytes.HasSuffix(text, []byte("\n")) {

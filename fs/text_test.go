@@ -1,12 +1,14 @@
 package fs
 
 import (
+	"encoding/json"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"lockfs/lockengine"
 )
@@ -16,8 +18,32 @@ func TestPrintable(t *testing.T) {
 		"sh -c true": "sh -c true", "": "", "naïve": "naïve",
 		"a\nuid 0": `a\x0auid 0`, "\x1b[2J": `\x1b[2J`, `back\slash`: `back\\slash`,
 		"\xff\xfe": `\xff\xfe`, "\u202eexe.txt": `\u202eexe.txt`, "\x7f": `\x7f`, "\u0085": `\u0085`,
+		"\U000e0041": `\U000e0041`, "tab\t": `tab\x09`,
 	} {
 		assert.Equal(t, want, printable(in), "%q", in)
+	}
+}
+
+// A note has lines and backslashes of its own; no control character is among what cat(1) shows of it.
+func TestPrintableNote(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "", "two\nlines\tof C:\\text\n": "two\nlines\tof C:\\text\n", "ä 😀": "ä 😀",
+		"\x1b]0;title\a": `\x1b]0;title\x07`, "\u009b2J": `\u009b2J`, "\xff": `\xff`, "a\rb": `a\x0db`, "\u202e": `\u202e`,
+	} {
+		assert.Equal(t, want, printableNote(in), "%q", in)
+	}
+}
+
+// What is escaped in JSON is still the same JSON.
+func TestPrintableJSON(t *testing.T) {
+	for _, in := range []string{"", "plain", "ä 😀", "a\nb\t\x00\x1b[2J\x7f", "\u0085\u009b2J\u202e\u200d", "\U000e0041\U0010ffff"} {
+		text, err := json.Marshal(in)
+		require.NoError(t, err)
+		text = printableJSON(text)
+		assert.Equal(t, printable(string(text)), strings.ReplaceAll(string(text), `\`, `\\`), "nothing is left to escape")
+		var out string
+		require.NoError(t, json.Unmarshal(text, &out), "%s", text)
+		assert.Equal(t, in, out)
 	}
 }
 
@@ -35,13 +61,34 @@ func TestGroupsOfCgroup(t *testing.T) {
 	}
 }
 
-func TestAlive(t *testing.T) {
+// A lock that was granted before the process of this number started was another's.
+func TestCommandOfALaterProcess(t *testing.T) {
 	pid := int32(os.Getpid())
 	st, ok := statOf(pid)
-	assert.True(t, ok)
-	assert.True(t, alive(pid, lockengine.Instant{Boot: st.start + int64(time.Second)}))
-	assert.False(t, alive(pid, lockengine.Instant{Boot: st.start - int64(time.Second)}), "granted before this process was: its number was another's")
-	assert.False(t, alive(0, lockengine.Instant{Boot: 1 << 62}))
+	require.True(t, ok)
+	d := (*Server)(nil).describer(lockengine.Instant{})
+	command := func(pid int32, since int64) string {
+		return d.command(lockengine.Who{PID: pid}, lockengine.Instant{Boot: since})
+	}
+	assert.Equal(t, printable(st.comm), command(pid, st.start+1))
+	assert.Empty(t, command(pid, st.start-1), "whatever was asked of it before")
+	assert.Equal(t, printable(st.comm), command(pid, st.start+1))
+	assert.Empty(t, command(0, 1<<62))
+}
+
+// A process that started within the tick of the grant is the holder only if it started when that did.
+func TestHolderAlive(t *testing.T) {
+	st, ok := statOf(int32(os.Getpid()))
+	require.True(t, ok)
+	l := lockengine.Lock{Who: lockengine.Who{PID: int32(os.Getpid())}, Since: lockengine.Instant{Boot: st.start + 1},
+		Meta: "kind take\n" + describe(int32(os.Getpid()))}
+	assert.True(t, holderAlive(&l))
+	l.Meta = strings.Replace(l.Meta, "pstart "+st.ticks()+"\n", "pstart 1\n", 1)
+	assert.False(t, holderAlive(&l))
+	l.Meta = "kind take\n"
+	assert.True(t, holderAlive(&l), "a lock of a journal that has no start: by the time alone")
+	l.Since.Boot = st.start - 1
+	assert.False(t, holderAlive(&l))
 }
 
 func TestPeople(t *testing.T) {

@@ -58,17 +58,17 @@ func (e lastByte) MarshalJSON() ([]byte, error) {
 	return strconv.AppendUint(nil, uint64(e)-1, 10), nil
 }
 
-// describer turns locks into lines; it remembers paths and commands, of which
+// describer turns locks into lines; it remembers paths and processes, of which
 // there are fewer than locks.
 type describer struct {
-	s        *Server
-	now      lockengine.Instant
-	paths    map[string]string
-	commands map[int32]string
+	s         *Server
+	now       lockengine.Instant
+	paths     map[string]string
+	processes map[int32]processStat // zero: gone
 }
 
 func (s *Server) describer(now lockengine.Instant) *describer {
-	return &describer{s: s, now: now, paths: map[string]string{}, commands: map[int32]string{}}
+	return &describer{s: s, now: now, paths: map[string]string{}, processes: map[int32]processStat{}}
 }
 
 // path is where in the mount the thing locked is.
@@ -85,16 +85,17 @@ func (d *describer) path(class lockengine.Class, name string) string {
 }
 
 // command is the name of the process a lock was granted to, empty when that is
-// gone.
+// gone, also if its number is another's now.
 func (d *describer) command(who lockengine.Who, since lockengine.Instant) string {
-	c, ok := d.commands[who.PID]
+	st, ok := d.processes[who.PID]
 	if !ok {
-		if alive(who.PID, since) {
-			c = commandName(who.PID)
-		}
-		d.commands[who.PID] = c
+		st, _ = statOf(who.PID)
+		d.processes[who.PID] = st
 	}
-	return c
+	if st.start > since.Boot {
+		return ""
+	}
+	return printable(st.comm)
 }
 
 func (d *describer) held(l *lockengine.Lock) lockJSON {
@@ -292,7 +293,7 @@ func renderLockJSON(v *lockView) string {
 	d := lockDetail{
 		Name: v.Name, Token: v.Token, Start: v.Start, Since: seconds(v.Since.Wall), Age: seconds(v.age()),
 		Kind: v.kind(), UID: v.Who.UID, User: userName(v.Who.UID), GID: v.Who.GID, PID: v.Who.PID,
-		Alive: alive(v.Who.PID, v.Since), Command: meta("command"), PPID: ppid, PCommand: meta("pcommand"),
+		Alive: holderAlive(&v.Lock), Command: meta("command"), PPID: ppid, PCommand: meta("pcommand"),
 		Unit: meta("unit"), Container: meta("container"), Host: meta("host"), Note: v.Note,
 		Status: strings.TrimSuffix(renderStatus(v), "\n"), Waiters: []waiterDetail{},
 	}
@@ -312,5 +313,5 @@ func renderLockJSON(v *lockView) string {
 	if err != nil {
 		return err.Error() + "\n"
 	}
-	return string(b) + "\n"
+	return string(printableJSON(b)) + "\n"
 }

@@ -2,7 +2,6 @@ package fs
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"os/user"
 	"regexp"
@@ -10,8 +9,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -106,43 +103,19 @@ func readCommandLine(pid int32) string {
 	return s
 }
 
-// printable makes a stranger's text safe to show on a terminal and in a line
-// of its own: control and format characters, broken UTF-8 and backslashes
-// come out as escapes.
-func printable(s string) string {
-	clean := true
-	for i := 0; i < len(s) && clean; i++ {
-		clean = s[i] >= ' ' && s[i] < 0x7f && s[i] != '\\'
-	}
-	if clean {
-		return s
-	}
-	var b strings.Builder
-	for len(s) > 0 {
-		r, n := utf8.DecodeRuneInString(s)
-		switch {
-		case r == utf8.RuneError && n == 1:
-			fmt.Fprintf(&b, `\x%02x`, s[0])
-		case r == '\\':
-			b.WriteString(`\\`)
-		case r < 0x80 && !unicode.IsPrint(r):
-			fmt.Fprintf(&b, `\x%02x`, r)
-		case !unicode.IsPrint(r):
-			fmt.Fprintf(&b, `\u%04x`, r)
-		default:
-			b.WriteRune(r)
-		}
-		s = s[n:]
-	}
-	return b.String()
-}
-
 // processStat is what one look at proc_pid_stat(5) tells of a thread.
 type processStat struct {
 	comm  string
 	ppid  string
 	start int64 // nanoseconds of CLOCK_BOOTTIME, rounded down to 10 ms
 }
+
+// clockTick is the unit of times in proc_pid_stat(5): that of sysconf(3)'s
+// _SC_CLK_TCK, 100 a second on every architecture that Go runs on.
+const clockTick = int64(10 * time.Millisecond)
+
+// ticks is when the process started, as field 22 of proc_pid_stat(5) has it.
+func (st processStat) ticks() string { return strconv.FormatInt(st.start/clockTick, 10) }
 
 // statOf reads it. ok is false when the thread is gone, or dead and not yet
 // waited for.
@@ -158,14 +131,16 @@ func statOf(tid int32) (st processStat, ok bool) {
 		return st, false
 	}
 	ticks, err := strconv.ParseInt(f[19], 10, 64)
-	return processStat{string(b[open+1 : end]), f[1], ticks * int64(10*time.Millisecond)}, err == nil
+	return processStat{string(b[open+1 : end]), f[1], ticks * clockTick}, err == nil
 }
 
-// alive reports whether the process that a lock was granted to still runs: a
-// later process with the same number started after the grant.
-func alive(pid int32, since lockengine.Instant) bool {
-	st, ok := statOf(pid)
-	return ok && st.start <= since.Boot
+// holderAlive reports whether the process that a named lock was granted to
+// still runs. A later one with the same number started after the grant, or, if
+// within the same tick of the clock, not when the lines about the holder say.
+func holderAlive(l *lockengine.Lock) bool {
+	st, ok := statOf(l.Who.PID)
+	started := metaValue(l.Meta, "pstart")
+	return ok && st.start <= l.Since.Boot && (started == "" || started == st.ticks())
 }
 
 // asker is the process behind a request for a named lock.
@@ -225,6 +200,9 @@ func describe(pid int32) string {
 		if value != "" {
 			b.WriteString(key + " " + value + "\n")
 		}
+	}
+	if st, ok := statOf(pid); ok {
+		add("pstart", st.ticks())
 	}
 	add("command", commandLine(pid))
 	if parent, _ := strconv.ParseInt(procField(pid, "PPid"), 10, 32); parent > 0 {
