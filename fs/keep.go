@@ -36,7 +36,6 @@ type engineKeeper interface {
 	Claimed()
 	NamedHandles() []uint64
 	WaitsSince(id lockengine.WaiterID) (since lockengine.Instant, ok bool)
-	OnExpired(func(name string, token uint64))
 	Checkpoint(switchLog func()) (chunks [][]byte, err error)
 }
 

@@ -241,21 +241,22 @@ func (s *Server) setAttr(n node, in *fuse.SetAttrIn) error {
 		return s.setTimes(n, in)
 	case in.Valid&fuse.FATTR_MODE != 0 && n.row != lockRow && n.row != durationRow:
 		return syscall.EPERM
-	case in.Valid&fuse.FATTR_SIZE != 0 && n.row == noteRow && in.Size == 0:
-		return s.clearNote(n, callerOf(&in.InHeader))
-	case in.Valid&fuse.FATTR_SIZE != 0 && n.row.write == nil && !n.row.take:
+	case in.Valid&fuse.FATTR_SIZE != 0 && n.row.write != nil:
+		return s.truncate(n, in)
+	case in.Valid&fuse.FATTR_SIZE != 0 && !n.row.take:
 		return syscall.EPERM
 	}
 	return nil
 }
 
-func (s *Server) clearNote(n node, c caller) error {
-	l, err := s.lockOf(n)
-	if err != nil {
+// truncate empties a note, and does nothing to what cannot be empty.
+func (s *Server) truncate(n node, in *fuse.SetAttrIn) error {
+	if err := s.mayWrite(n, callerOf(&in.InHeader)); err != nil {
 		return err
 	}
-	if !c.may(l.Who.UID) {
-		return syscall.EPERM
+	l, err := s.lockOf(n)
+	if err != nil || n.row != noteRow || in.Size != 0 {
+		return err
 	}
 	return s.engine.SetNote(l.Name, l.Token, "")
 }
@@ -370,7 +371,7 @@ func (s *Server) releaseNamed(name string, h *fuse.InHeader) error {
 	how := lockengine.Released
 	if l.Timeout == 0 || c.uid != l.Who.UID {
 		how = lockengine.Forced
-		s.log.Warn("lock released by force", "name", l.Name, "token", l.Token, "holder_uid", l.Who.UID,
+		s.notices.forced.tell(s.log, "name", l.Name, "token", l.Token, "holder_uid", l.Who.UID,
 			"holder_pid", l.Who.PID, "by_uid", c.uid, "by_pid", c.tid)
 	}
 	s.intend(h.Unique, intent{token: l.Token, name: l.Name, how: how})

@@ -43,7 +43,7 @@ func (s *Server) restore() error {
 	}
 	if s.cfg.Janitor != nil {
 		s.cfg.Janitor.OnStart(s.janitorStarted)
-		engine.OnExpired(s.expired)
+		s.sweeps = true
 	}
 	s.resumed = !report.Fresh && s.instance.id == s.cfg.Instance && s.cfg.Instance != ""
 	if err := engine.Resume(lockengine.Resumption{Same: s.resumed, Lost: !report.SameBoot && !report.Clean}); err != nil {

@@ -101,11 +101,13 @@ type Server struct {
 	parking parking
 	renders renders
 	removed removals
+	notices *notices
 	askers  askers
 
 	instance   instance
 	intents    intents
 	janitors   janitors
+	sweeps     bool              // the janitor shows expiries to inotify
 	found      map[uint64][]byte // records of handles, while the journal is replayed
 	resumed    bool              // the connection had a process before
 	deadly     map[uint64]bool   // requests of which a process before died
@@ -122,7 +124,7 @@ func NewServer(cfg Config) (*Server, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
-	s := &Server{cfg: cfg, engine: cfg.Engine, dev: device{cfg.FD}, log: cfg.Log, started: cfg.Now()}
+	s := &Server{cfg: cfg, engine: cfg.Engine, dev: device{cfg.FD}, log: cfg.Log, started: cfg.Now(), notices: newNotices()}
 	s.buffers.New = func() any { return ptr([bufferSize]byte{}) }
 	filesConfig := files.Config{
 		Dir: cfg.Files, Passthrough: s.dev, AllowOther: cfg.AllowOther, Logger: cfg.Log,
@@ -152,6 +154,7 @@ func NewServer(cfg Config) (*Server, error) {
 		Logger:            log.New(io.Discard, "", 0),
 		PanicHandler:      s.panicked,
 	})
+	s.listen()
 	if err := s.restore(); err != nil {
 		_ = backing.Close()
 		return nil, err

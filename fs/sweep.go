@@ -104,8 +104,8 @@ func (s *Server) janitorStarted(pid int32) {
 	}
 }
 
-// Expired shows inotify that a lock has run out.
-func (s *Server) expired(name string, token uint64) {
+// sweep shows inotify that a lock has run out.
+func (s *Server) sweep(name string, token uint64) {
 	j := &s.janitors
 	j.mu.Lock()
 	if j.swept == nil {

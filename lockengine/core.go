@@ -61,6 +61,7 @@ type result struct {
 	grant  Grant
 	waiter WaiterID // the request waits
 	ok     bool     // opCancel, opUnwatch: it was there
+	cycle  verdict  // opWait: what waiting would do, or does
 	err    error
 	// ask: nothing was done yet. Answer with opClassify, then give the command again.
 	ask []question

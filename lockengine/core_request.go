@@ -64,7 +64,7 @@ func (c *core) wait(req *Request) result {
 		c.answered(req)
 		c.stats.Deadlocks++
 		c.emitRequest(EventDeadlock, req).Refused = true
-		return result{err: ErrDeadlock}
+		return result{err: ErrDeadlock, cycle: verdict}
 	}
 	w := c.enqueue(req)
 	c.emitRequest(EventWaiting, req)
@@ -72,7 +72,7 @@ func (c *core) wait(req *Request) result {
 		c.stats.Possible++
 		c.emitRequest(EventDeadlock, req)
 	}
-	return result{waiter: w.id}
+	return result{waiter: w.id, cycle: verdict}
 }
 
 // granted returns the grant of a Named request that is made again, since its

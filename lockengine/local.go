@@ -22,6 +22,7 @@ type Local struct {
 	alarm   int64                           // GUARDED_BY(mu): when it is set for, by Boot; 0: not set
 	closed  bool                            // GUARDED_BY(mu)
 	expired func(name string, token uint64) // GUARDED_BY(mu); nil: nobody wants to know
+	cycle   func(req Request, refused bool) // GUARDED_BY(mu); nil: nobody wants to know
 	record  recorder                        // GUARDED_BY(mu)
 	tokens  tokenBlock                      // GUARDED_BY(mu)
 	held    heldBack                        // GUARDED_BY(mu)
@@ -273,8 +274,16 @@ func (l *Local) Wait(req Request, done func(Grant, error)) (Grant, WaiterID, err
 	} else if l.syncs(&cmd, res.err) {
 		res.grant, res.waiter = Grant{}, l.holdGrant(res.grant, done)
 	}
-	l.settle()
+	if res.cycle != cycleNone && l.cycle != nil {
+		l.settle(tellCycle(l.cycle, cmd.req, res.err != nil))
+	} else {
+		l.settle()
+	}
 	return res.grant, res.waiter, res.err
+}
+
+func tellCycle(tell func(Request, bool), req Request, refused bool) func() {
+	return func() { tell(req, refused) }
 }
 
 func (l *Local) answer(ask []question) []ownerKind {

@@ -65,6 +65,14 @@ func (l *Local) Detach(name string, token uint64) error {
 	return l.do(&command{op: opDetach, req: Request{Name: name}, token: token}).err
 }
 
+// OnDeadlock has done called for each request that closes a cycle: refused with
+// ErrDeadlock, or waiting in one that is only possible.
+func (l *Local) OnDeadlock(done func(req Request, refused bool)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cycle = done
+}
+
 // OnExpired has done called for each lease that runs out from now on.
 func (l *Local) OnExpired(done func(name string, token uint64)) {
 	l.mu.Lock()

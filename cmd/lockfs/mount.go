@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -142,7 +143,17 @@ func (f mountFlags) check() (settings, error) {
 		return s, fail(exitUsage, "%s: %v", f.dir, err)
 	}
 	s.State, s.Files, err = f.backing(s.Dir)
+	if err == nil && noexec(s.Files) && !slices.Contains(s.Options, "exec") {
+		s.Options = append(s.Options, "noexec")
+	}
 	return s, err
+}
+
+// noexec reports whether nothing in a directory can be executed, as mount(8)
+// lets it be; then nothing can through our mount.
+func noexec(dir string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == nil && st.Flags&unix.MS_NOEXEC != 0
 }
 
 func flagDuration(flag, value string, max time.Duration) (time.Duration, error) {

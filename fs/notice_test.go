@@ -1,0 +1,37 @@
+package fs
+
+import (
+	"bytes"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+)
+
+// A flood costs the log so many lines a second, and one that says how many were left out.
+func TestNoticesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		log := slog.New(slog.NewTextHandler(&out, nil))
+		n := newNotices()
+		lines := func(what string) int { return strings.Count(out.String(), what) }
+		for range 1000 {
+			n.expired.tell(log, "name", "x")
+		}
+		n.forced.tell(log, "name", "y")
+		assert.Equal(t, noticesASecond, lines("lock expired"))
+		assert.Equal(t, 1, lines("lock released by force"), "a flood of one kind hides no other")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		assert.Equal(t, 1, lines("and more of them"))
+		assert.Equal(t, 1, lines("left_out=990"))
+		n.expired.tell(log, "name", "later")
+		assert.Equal(t, 1, lines("name=later"))
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		assert.Equal(t, 1, lines("left_out"), "nothing was left out of the second after")
+	})
+}
