@@ -149,7 +149,7 @@ func (s *Server) takeOver() {
 		s.intents.claimed()
 	}()
 	s.sweepOn()
-	s.log.Info("went on where the process before stopped", "handles", s.handles.count()+s.files.NumHandles(),
+	s.log.Debug("went on where the process before stopped", "handles", s.handles.count()+s.files.NumHandles(),
 		"nodes", s.files.NumNodes(), "requests_sent_again", len(resent), "took", time.Since(begin).Round(time.Microsecond))
 }
 
