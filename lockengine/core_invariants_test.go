@@ -2,6 +2,7 @@ package lockengine
 
 import (
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 )
@@ -14,6 +15,8 @@ func (c *core) checkInvariants() error {
 	k.names()
 	k.waiters()
 	k.places()
+	k.membership()
+	k.graph()
 	k.counts()
 	k.idle()
 	k.pools()
@@ -190,7 +193,6 @@ func (k *checker) named(n *named, m *namedMore) {
 	}
 	if m.handle != nil {
 		k.is(k.handles[m.handle.id] == m.handle, "handle of a name unknown")
-		k.handleSegs[m.handle] += 0
 	}
 }
 
@@ -263,6 +265,214 @@ func (k *checker) idle() {
 	for pid, p := range k.parties {
 		k.is(!p.idle() || p.parked, "idle party %d", pid)
 	}
+}
+
+// membership counts what each owner, handle and party has, against what there
+// is, and what is indexed by guard.
+func (k *checker) membership() {
+	type has struct{ waits, places, names int }
+	owners, hands, parties := map[*owner]has{}, map[*handle]has{}, map[*party]has{}
+	guarded := map[string]map[*named]int{}
+	last := WaiterID(0)
+	for _, w := range k.waitersInOrder() {
+		o, h, p := owners[w.owner], hands[w.handle], parties[w.party]
+		o.waits, h.waits, p.waits = o.waits+1, h.waits+1, p.waits+1
+		owners[w.owner], hands[w.handle], parties[w.party] = o, h, p
+		k.is((w.owner == nil) == (w.req.Class == Named) && (w.handle == nil) == (w.req.Handle == 0) &&
+			(w.party == nil) == (w.req.Who.PID == 0), "waiter %d belongs to nobody", w.id)
+		if g := w.req.Guard; g != "" {
+			if guarded[g] == nil {
+				guarded[g] = map[*named]int{}
+			}
+			guarded[g][w.group.name]++
+		}
+		last = w.id
+	}
+	k.is(last <= k.nextWaiter, "waiter %d, but the last one is %d", last, k.nextWaiter)
+	k.is(maps.EqualFunc(guarded, k.guarded, maps.Equal), "guarded %v, want %v", k.guarded, guarded)
+	for p := range k.core.places.queue.all {
+		o, h := owners[p.owner], hands[p.handle]
+		o.places, h.places = o.places+1, h.places+1
+		owners[p.owner], hands[p.handle] = o, h
+	}
+	watches := 0
+	for _, n := range k.core.names.byName {
+		if m := n.more; m != nil {
+			h := hands[m.handle]
+			h.names++
+			hands[m.handle] = h
+			watches += count(m.watches.all)
+		}
+	}
+	k.is(watches == len(k.watches), "%d watches of %d", watches, len(k.watches))
+	for _, class := range []Class{Record, Flock} {
+		for _, o := range k.owners[class] {
+			k.is(owners[o] == has{waits: count(o.waits.all), places: count(o.places.all)}, "owner %v: waits or places", o.key)
+			k.is(k.owners[class][o.key] == o && o.class == class, "owner %v out of place", o.key)
+		}
+	}
+	for _, h := range k.handles {
+		got := has{count(h.waits.all), count(h.places.all), count(h.names.all)}
+		k.is(hands[h] == got, "handle %d has %v, want %v", h.id, got, hands[h])
+	}
+	for _, p := range k.parties {
+		k.is(parties[p] == has{waits: count(p.waits.all)}, "party %d: waits", p.pid)
+	}
+	k.is(count(k.line.all) == len(k.core.waiters), "waiters out of line")
+	k.is(k.lastFound == nil || k.core.resources[k.lastFound.class][k.lastFound.name] == k.lastFound, "found last, but gone")
+}
+
+func count[T any](all iter.Seq[*T]) (n int) {
+	for range all {
+		n++
+	}
+	return n
+}
+
+// graph compares who waits for whom, as it is shown, with what is in the way
+// of each who waits, one by one. Nobody waits for nothing.
+func (k *checker) graph() {
+	snap := k.snapshot()
+	for i := range snap.Waiting {
+		w := &snap.Waiting[i]
+		var want []int
+		for j := range snap.Locks {
+			if inTheWay(&snap.Locks[j], &k.core.waiters[w.ID].req, snap.Locks) {
+				want = append(want, j)
+			}
+		}
+		k.is(len(want) > 0, "waiter %d waits for nothing", w.ID)
+		k.is(slices.Equal(want, w.Blockers), "waiter %d waits for %v, not %v", w.ID, want, w.Blockers)
+	}
+}
+
+// inTheWay: the lock is what keeps the request from being granted, as it is
+// written down: see Request and the package's doc.
+func inTheWay(l *Lock, r *Request, all []Lock) bool {
+	switch {
+	case l.Class != r.Class:
+		return false
+	case l.Class != Named:
+		overlap := l.Range.Start < r.Range.End && r.Range.Start < l.Range.End
+		return l.Name == r.Name && l.Owner != r.Owner && overlap && (l.Mode == Exclusive || r.Mode == Exclusive)
+	case l.Name == r.Name:
+		return true
+	}
+	free := !slices.ContainsFunc(all, func(o Lock) bool { return o.Class == Named && o.Name == r.Name })
+	return free && r.Guard == l.Name && l.Owner != r.Owner
+}
+
+// checkVerdicts says for which new wait, of all that there could be of those
+// who hold or wait now, the search for cycles comes to something else than one
+// that tries every path.
+func (c *core) checkVerdicts() error {
+	snap := c.snapshot()
+	asks := map[Request]bool{}
+	add := func(owner Owner, who Who) {
+		for _, l := range snap.Locks {
+			for _, mode := range []Mode{Shared, Exclusive} {
+				asks[Request{Class: l.Class, Name: l.Name, Owner: owner, Mode: mode, Range: l.Range, Who: who}] = true
+			}
+		}
+	}
+	for _, l := range snap.Locks {
+		add(l.Owner, l.Who)
+		add(l.Owner, Who{})
+	}
+	for _, w := range snap.Waiting {
+		add(w.Owner, w.Who)
+	}
+	for r := range asks {
+		if normalize(&r) != nil || !c.blocked(&r) {
+			continue
+		}
+		p := paths{core: c, snap: &snap, newcomer: &r}
+		certain, possible := p.owners(false), p.owners(true) || p.parties()
+		v, ask := c.judge(&r)
+		switch {
+		case (v == cycleCertain || ask != nil) != certain:
+			return fmt.Errorf("%+v: verdict %d, questions %v, but a deadlock: %v", r, v, ask, certain)
+		case !certain && (v == cyclePossible) != possible:
+			return fmt.Errorf("%+v: verdict %d, but a possible deadlock: %v", r, v, possible)
+		}
+	}
+	return nil
+}
+
+// paths tries every path of who waits for whom.
+type paths struct {
+	core     *core
+	snap     *Snapshot
+	newcomer *Request
+}
+
+// blockers are the locks in the way of a request.
+func (p *paths) blockers(r *Request) (out []Lock) {
+	for _, l := range p.snap.Locks {
+		if inTheWay(&l, r, p.snap.Locks) {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// owners: there is a path of record locks back to the newcomer, through owners
+// that are no open file descriptions, or through any.
+func (p *paths) owners(any bool) bool {
+	entered := func(o Owner) bool {
+		at := p.core.owners[Record][o]
+		return any || at == nil || at.kind != KindDescription
+	}
+	seen := map[Owner]bool{}
+	var back func(r *Request) bool
+	back = func(r *Request) bool {
+		for _, l := range p.blockers(r) {
+			if l.Owner == p.newcomer.Owner {
+				return true
+			}
+			if seen[l.Owner] || !entered(l.Owner) {
+				continue
+			}
+			seen[l.Owner] = true
+			for _, w := range p.core.waiters {
+				if w.req.Class == Record && w.req.Owner == l.Owner && back(&w.req) {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	return p.newcomer.Class == Record && entered(p.newcomer.Owner) && back(p.newcomer)
+}
+
+// parties: there is a path back to the newcomer's process, or it waits for a
+// lock that its own thread took.
+func (p *paths) parties() bool {
+	me := p.newcomer.Who
+	seen := map[int32]bool{}
+	var back func(r *Request) bool
+	back = func(r *Request) bool {
+		from := r.Who.PID
+		for _, l := range p.blockers(r) {
+			to := l.Who.PID
+			switch {
+			case to == 0 || l.Class == Named && l.Timeout != 0:
+				continue
+			case to == me.PID && (from != me.PID || l.Who.TID == me.TID && me.TID != 0):
+				return true
+			case to == me.PID || seen[to]:
+				continue
+			}
+			seen[to] = true
+			for _, w := range p.core.waiters {
+				if w.req.Who.PID == to && back(&w.req) {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	return me.PID != 0 && back(p.newcomer)
 }
 
 // pools must have nothing in them that was used again or not cleared.

@@ -33,10 +33,14 @@ type duel struct {
 	now   Instant
 	ids   []WaiterID
 	step  string
+	boot  byte
+	steps int
+	done  map[op]int // commands of each kind that succeeded
 }
 
 func newDuel(t *testing.T, data []byte) *duel {
-	d := &duel{t: t, data: data, core: newCore(64), model: newModel(modelKinds), now: Instant{Boot: 1e9, Wall: 1_700_000_000e9}}
+	d := &duel{t: t, data: data, core: newCore(64), model: newModel(modelKinds), now: Instant{Boot: 1e9, Wall: 1_700_000_000e9},
+		done: map[op]int{}}
 	d.model.now = d.now
 	d.core.advance(d.now)
 	return d
@@ -61,23 +65,31 @@ func (d *duel) run() {
 }
 
 func (d *duel) one() {
-	switch k := d.n(20); {
-	case k < 4:
+	switch k := d.n(32); {
+	case k < 5:
 		d.try()
-	case k < 10:
-		d.wait()
 	case k < 13:
-		d.unlock()
-	case k < 14:
-		d.cancel()
-	case k < 15:
-		d.dropOwner()
-	case k < 16:
-		d.dropHandle()
+		d.wait()
 	case k < 17:
-		d.release()
+		d.unlock()
 	case k < 18:
+		d.cancel()
+	case k < 19:
+		d.dropOwner()
+	case k < 20:
+		d.dropHandle()
+	case k < 22:
+		d.release()
+	case k < 23:
 		d.renew()
+	case k < 25:
+		d.setTimes()
+	case k < 26:
+		d.change()
+	case k < 27:
+		d.watch()
+	case k < 28:
+		d.rare()
 	default:
 		d.pass()
 	}
@@ -107,6 +119,10 @@ func (d *duel) request() Request {
 	}
 	if r.Class == Named {
 		r.Timeout = time.Duration(d.n(4)) * 700 * time.Millisecond
+		if k := d.n(8); k < 3 {
+			r.Guard = string(rune('a' + k))
+		}
+		r.Key = uint64(max(0, d.n(6)-2))
 	}
 	return r
 }
@@ -121,9 +137,19 @@ func (d *duel) apply(cmd command) result {
 			answer.kinds = append(answer.kinds, ownerKind{q.owner, modelKinds[q.owner]})
 		}
 		d.core.apply(&answer, d.now)
+		d.done[opClassify]++
 		res = d.core.apply(&cmd, d.now)
 	}
+	if res.err == nil {
+		d.done[cmd.op]++
+	}
 	return res
+}
+
+// fails demands that a command came to the error that the model came to.
+func (d *duel) fails(want error, got result) {
+	d.t.Helper()
+	require.True(d.t, sameError(want, got.err), "%s: %v, want %v", d.step, got.err, want)
 }
 
 func (d *duel) try() {
@@ -131,7 +157,7 @@ func (d *duel) try() {
 	d.step = fmt.Sprintf("try %+v", r)
 	token, err := d.model.try(r)
 	res := d.apply(command{op: opTry, req: r})
-	require.True(d.t, sameError(err, res.err), "%s: %v, want %v", d.step, res.err, err)
+	d.fails(err, res)
 	require.Equal(d.t, token, res.grant.Token, d.step)
 }
 
@@ -140,7 +166,7 @@ func (d *duel) wait() {
 	d.step = fmt.Sprintf("wait %+v", r)
 	token, id, err := d.model.wait(r)
 	res := d.apply(command{op: opWait, req: r})
-	require.True(d.t, sameError(err, res.err), "%s: %v, want %v", d.step, res.err, err)
+	d.fails(err, res)
 	require.Equal(d.t, id, res.waiter, d.step)
 	require.Equal(d.t, token, res.grant.Token, d.step)
 	if id != 0 {
@@ -182,25 +208,163 @@ func (d *duel) dropHandle() {
 	d.apply(command{op: opDropHandle, req: Request{Handle: handle}})
 }
 
-func (d *duel) release() {
-	name, token := d.name(), uint64(0)
+// held is a name, and a token, which may be 0, that of the lock held on it, or
+// that of none.
+func (d *duel) held() (name string, token uint64) {
+	name = d.name()
 	if n := d.model.names[name]; n != nil && d.n(2) == 0 {
-		token = n.token - uint64(d.n(2))
+		token = n.token - uint64(d.n(4)/3)
 	}
-	d.step = fmt.Sprintf("release %q %d", name, token)
-	err := d.model.release(name, token)
-	res := d.apply(command{op: opRelease, req: Request{Name: name}, token: token, how: Released})
-	require.True(d.t, sameError(err, res.err), "%s: %v, want %v", d.step, res.err, err)
+	return name, token
+}
+
+func (d *duel) release() {
+	name, token := d.held()
+	how := End(1 + d.n(4))
+	d.step = fmt.Sprintf("release %q %d %d", name, token, how)
+	err := d.model.release(name, token, how)
+	d.fails(err, d.apply(command{op: opRelease, req: Request{Name: name}, token: token, how: how}))
 }
 
 func (d *duel) renew() {
-	name, extend := d.name(), d.n(2) == 0
+	name, token := d.held()
+	extend := d.n(2) == 0
 	timeout, limit := time.Duration(d.n(4))*500*time.Millisecond, time.Duration(d.n(3))*time.Second
-	d.step = fmt.Sprintf("renew %q %v %v %v", name, timeout, extend, limit)
-	err := d.model.renew(name, timeout, extend, limit)
-	cmd := command{op: opRenew, req: Request{Name: name, Timeout: timeout}, extend: extend, max: int64(limit)}
+	d.step = fmt.Sprintf("renew %q %d %v %v %v", name, token, timeout, extend, limit)
+	err := d.model.renew(name, token, timeout, extend, limit)
+	cmd := command{op: opRenew, req: Request{Name: name, Timeout: timeout}, token: token, extend: extend, max: int64(limit)}
 	res := d.apply(cmd)
-	require.True(d.t, sameError(err, res.err), "%s: %v, want %v", d.step, res.err, err)
+	d.fails(err, res)
+	if err == nil {
+		n := d.model.names[name]
+		require.Equal(d.t, Grant{n.token, n.since, n.expiry}, res.grant, d.step)
+	}
+}
+
+// setTimes is SetStart and SetSpan. What they end ends at the next moment.
+func (d *duel) setTimes() {
+	name, token := d.held()
+	cmd := command{op: opSetSpan, req: Request{Name: name}, token: token, second: int64(d.n(5) - 1), max: int64(d.n(3)) * 2e9}
+	if d.n(2) == 0 {
+		cmd.op = opSetStart
+		cmd.second += d.now.Wall/1e9 - 2
+	}
+	d.step = fmt.Sprintf("set times %q %d, op %d, %d s, max %d", name, token, cmd.op, cmd.second, cmd.max)
+	err := d.model.setTimes(name, token, cmd.op == opSetStart, cmd.second, time.Duration(cmd.max))
+	d.fails(err, d.apply(cmd))
+	d.model.advance(d.now)
+	d.apply(command{op: opTick})
+}
+
+// change changes what is only kept with a lock.
+func (d *duel) change() {
+	name, token := d.held()
+	cmd := command{req: Request{Name: name, Who: Who{UID: uint32(d.n(3)), GID: 7}}, token: token, note: d.name()}
+	var do func(*mName)
+	switch d.n(3) {
+	case 0:
+		cmd.op, do = opSetNote, func(n *mName) { n.note = cmd.note }
+	case 1:
+		cmd.op, do = opSetHolder, func(n *mName) { n.who.UID, n.who.GID = cmd.req.Who.UID, cmd.req.Who.GID }
+	default:
+		cmd.op, do = opDetach, func(n *mName) { n.handle = 0 }
+	}
+	d.step = fmt.Sprintf("change %q %d, op %d", name, token, cmd.op)
+	err := d.model.change(name, token, do)
+	d.fails(err, d.apply(cmd))
+}
+
+func (d *duel) watch() {
+	if d.n(4) == 0 {
+		id := WatchID(d.n(int(d.model.lastWatch%200) + 2))
+		d.step = fmt.Sprintf("unwatch %d", id)
+		require.Equal(d.t, d.model.unwatch(id), d.apply(command{op: opUnwatch, watch: id}).ok, d.step)
+		return
+	}
+	name, token := d.held()
+	id := d.model.lastWatch + 1 - WatchID(d.n(8)/7)
+	d.step = fmt.Sprintf("watch %q %d %d", name, token, id)
+	err := d.model.watch(name, token, id)
+	d.fails(err, d.apply(command{op: opWatch, req: Request{Name: name}, token: token, watch: id}))
+}
+
+// rare is what does not happen often in a life, and would leave little to do
+// if it did.
+func (d *duel) rare() {
+	switch k := d.n(16); {
+	case k == 0:
+		d.step = "close"
+		d.model.close()
+		d.apply(command{op: opClose})
+	case k == 1:
+		d.restart(true, d.boot)
+	case k == 2:
+		d.restart(d.n(2) == 0, d.boot+1)
+	case k < 8:
+		d.restart(false, d.boot)
+	default:
+		d.reread()
+	}
+}
+
+// reread goes on with the state as it comes back from its bytes.
+func (d *duel) reread() {
+	d.step = "reread"
+	before := stateOf(d.core)
+	again, err := decode(before, 64)
+	require.NoError(d.t, err)
+	require.Equal(d.t, before, stateOf(again))
+	again.done, d.core = d.core.done, again
+}
+
+// restart goes on with another process: with the same clients or not, and
+// perhaps in another boot.
+func (d *duel) restart(fresh bool, boot byte) {
+	d.reread()
+	token := d.model.lastToken + uint64(d.n(3))
+	d.step = fmt.Sprintf("restart, fresh %v, boot %d, token %d", fresh, boot, token)
+	was, cmd := d.now, command{op: opResume, fresh: fresh, boot: string(boot), token: token}
+	d.model.lastToken = max(d.model.lastToken, token)
+	if boot == d.boot && d.core.boot == string(boot) {
+		if fresh {
+			d.model.forgetClients()
+		}
+		d.apply(cmd)
+		return
+	}
+	d.boot = boot
+	d.now = Instant{int64(d.n(4)) * 1e9, d.now.Wall + int64(d.n(6)-2)*500e6}
+	d.apply(cmd)
+	expired := map[string]bool{}
+	for _, done := range d.core.done {
+		expired[done.name] = true
+	}
+	expiry := map[string]Instant{}
+	for name, n := range d.model.names {
+		if n.timeout != 0 {
+			expiry[name] = d.rebased(name, n, was, expired[name])
+		}
+	}
+	d.model.reboot(d.now, expiry)
+	d.model.advance(d.now)
+}
+
+// rebased is when a lease ends on the clocks of another boot, as the core has
+// it: it has left what the wall clock says, but not more than when it was last
+// set, and not less than at the end of the boot before.
+func (d *duel) rebased(name string, n *mName, was Instant, expired bool) Instant {
+	byWall := n.expiry.Wall - d.now.Wall
+	least := max(0, min(byWall, n.expiry.Boot-was.Boot))
+	most := max(0, min(byWall, n.expiry.Boot-n.set))
+	left := int64(0)
+	if !expired {
+		l, ok := d.core.get(name)
+		require.True(d.t, ok, "%s: %q is gone", d.step, name)
+		left = l.Expiry.Boot - d.now.Boot
+		require.Equal(d.t, d.now.Wall+left, l.Expiry.Wall, d.step)
+	}
+	require.True(d.t, least <= left && left <= most, "%s: %q has %d left, not %d to %d", d.step, name, left, least, most)
+	return Instant{d.now.Boot + left, d.now.Wall + left}
 }
 
 // pass lets time pass; the wall clock may be stepped.
@@ -224,26 +388,54 @@ func (d *duel) compare() {
 	require.NoError(d.t, d.core.checkInvariants(), d.step)
 	var out []mOutcome
 	for _, c := range d.core.done {
-		if c.name == "" { // an expiry is in the events too
-			out = append(out, mOutcome{c.waiter, c.grant.Token, c.err})
-		}
-	}
-	byErr := func(o mOutcome) bool { return o.err == nil }
-	if !slices.ContainsFunc(out, byErr) { // those dropped with a handle are in no order
-		slices.SortFunc(d.model.out, func(a, b mOutcome) int { return int(a.id) - int(b.id) })
-		slices.SortFunc(out, func(a, b mOutcome) int { return int(a.id) - int(b.id) })
+		out = append(out, mOutcome{c.waiter, c.grant.Token, c.err, c.watch, c.end, c.name})
 	}
 	require.ElementsMatch(d.t, d.model.out, out, d.step)
+	// What ends with a handle ends in no order; grants are in order.
 	granted := func(all []mOutcome) []mOutcome {
-		return slices.DeleteFunc(slices.Clone(all), func(o mOutcome) bool { return o.err != nil })
+		return slices.DeleteFunc(slices.Clone(all), func(o mOutcome) bool { return o.err != nil || o.watch != 0 })
 	}
 	require.Equal(d.t, granted(d.model.out), granted(out), d.step)
 	d.model.out, d.core.done = nil, nil
 	require.Equal(d.t, d.model.deadlocks, d.core.stats.Deadlocks, d.step)
 	require.Equal(d.t, d.model.possible, d.core.stats.Possible, d.step)
+	require.Equal(d.t, d.model.expired, d.core.stats.Expired, d.step)
+	require.Equal(d.t, d.model.forced, d.core.stats.Forced, d.step)
 	d.compareLocks()
 	d.compareNames()
+	d.compareWaits()
 	d.compareTest()
+	if d.steps++; d.steps%64 == 0 {
+		require.NoError(d.t, d.core.checkVerdicts(), d.step)
+	}
+}
+
+// compareWaits compares who waits, where, since when, and the places kept.
+func (d *duel) compareWaits() {
+	type wait struct {
+		id    WaiterID
+		since Instant
+		due   int64
+		place placeKey
+	}
+	var want, got []wait
+	for _, w := range slices.Concat(d.model.waits, d.model.places) {
+		r := w.req
+		switch r.Class {
+		case Named:
+			r.Mode, r.Range, r.Handle = Exclusive, Whole, 0
+		case Flock:
+			r.Range = Whole
+		}
+		want = append(want, wait{w.id, w.since, w.due, placeKey{r.Class, r.Mode, r.Name, r.Owner, r.Range, r.Handle}})
+	}
+	for _, w := range d.core.waitersInOrder() {
+		got = append(got, wait{w.id, w.since, 0, placeKeyOf(&w.req)})
+	}
+	for p := range d.core.places.queue.all {
+		got = append(got, wait{p.id, p.since, p.due, p.key})
+	}
+	require.ElementsMatch(d.t, want, got, d.step)
 }
 
 func (d *duel) compareLocks() {
@@ -256,7 +448,7 @@ func (d *duel) compareLocks() {
 		}
 		for i := range cells {
 			if l.Range.Start <= uint64(i) && uint64(i) < l.Range.End {
-				got[key][i] = mCell{l.Mode, l.Handle, l.Who.PID, l.Who.TID}
+				got[key][i] = mCell{l.Mode, l.Handle, l.Who.PID, l.Who.TID, l.Since}
 			}
 		}
 	}
@@ -270,11 +462,27 @@ func (d *duel) compareLocks() {
 }
 
 func (d *duel) compareNames() {
-	require.Len(d.t, d.core.names.byName, len(d.model.names), d.step)
+	held := 0
+	for name, n := range d.core.names.byName {
+		if n.held() {
+			held++
+			require.Contains(d.t, d.model.names, name, d.step)
+		}
+	}
+	require.Equal(d.t, len(d.model.names), held, d.step)
 	for name, want := range d.model.names {
 		l, ok := d.core.get(name)
-		require.True(d.t, ok, d.step)
-		got := mName{l.Token, l.Handle, l.Owner, l.Expiry.Boot, l.Start, l.PrevStart, l.Who.PID, l.Who.TID}
+		require.True(d.t, ok, "%s: %q", d.step, name)
+		got := mName{token: l.Token, handle: l.Handle, key: d.core.names.byName[name].key, owner: l.Owner, since: l.Since,
+			expiry: l.Expiry, timeout: l.Timeout, start: l.Start, prevStart: l.PrevStart, who: l.Who, note: l.Note, set: want.set}
+		if m := d.core.names.byName[name].more; m != nil {
+			for w := range m.watches.all {
+				got.watches = append(got.watches, w.id)
+			}
+		}
+		if len(want.watches) == 0 {
+			want.watches = nil
+		}
 		require.Equal(d.t, *want, got, "%s: %q", d.step, name)
 	}
 }
@@ -298,6 +506,9 @@ func (d *duel) dropAll() {
 	for _, w := range slices.Clone(d.model.waits) {
 		d.apply(command{op: opCancel, waiter: w.id})
 	}
+	for id := range d.core.watches {
+		d.apply(command{op: opUnwatch, watch: id})
+	}
 	for key := range d.model.locks {
 		d.apply(command{op: opUnlock, req: Request{Class: key.class, Name: key.name, Owner: key.owner, Range: Whole}})
 	}
@@ -318,6 +529,7 @@ func TestModel(t *testing.T) {
 		rounds = 50
 	}
 	var seen Stats
+	done := map[op]int{}
 	for seed := range uint64(rounds) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		data := make([]byte, 3000)
@@ -326,6 +538,9 @@ func TestModel(t *testing.T) {
 		}
 		d := newDuel(t, data)
 		d.run()
+		for op, n := range d.done {
+			done[op] += n
+		}
 		seen.Deadlocks += d.core.stats.Deadlocks
 		seen.Possible += d.core.stats.Possible
 		seen.Expired += d.core.stats.Expired
@@ -333,9 +548,12 @@ func TestModel(t *testing.T) {
 			seen.Waited[class] += n
 		}
 	}
-	t.Logf("deadlocks %d, possible %d, expired %d, waited %v", seen.Deadlocks, seen.Possible, seen.Expired, seen.Waited)
+	t.Logf("deadlocks %d, possible %d, expired %d, waited %v, commands %v", seen.Deadlocks, seen.Possible, seen.Expired, seen.Waited, done)
 	for _, n := range []uint64{seen.Deadlocks, seen.Possible, seen.Expired, seen.Waited[Named], seen.Waited[Record], seen.Waited[Flock]} {
 		require.NotZero(t, n, "the sequences must come to everything")
+	}
+	for o := range opResume + 1 {
+		require.NotZero(t, done[o], "no command %d succeeded", o)
 	}
 }
 

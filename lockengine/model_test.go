@@ -16,20 +16,26 @@ type mCell struct {
 	mode     Mode
 	handle   uint64
 	pid, tid int32
+	since    Instant
 }
 
 type mName struct {
-	token, handle    uint64
-	owner            Owner
-	expiry           int64 // 0: a hold
-	start, prevStart int64
-	pid, tid         int32
+	token, handle, key uint64
+	owner              Owner
+	since, expiry      Instant // expiry zero: a hold
+	timeout            time.Duration
+	start, prevStart   int64
+	who                Who
+	note               string
+	set                int64 // Boot at which the expiry was last set
+	watches            []WatchID
 }
 
 type mWait struct {
-	id  WaiterID
-	req Request
-	due int64 // of a place kept
+	id    WaiterID
+	req   Request
+	since Instant
+	due   int64 // of a place kept
 }
 
 type mKey struct {
@@ -38,11 +44,15 @@ type mKey struct {
 	owner Owner
 }
 
-// mOutcome is what a step brings to one who waits.
+// mOutcome is what a step brings to one who waits or watches, or a lease that
+// ran out.
 type mOutcome struct {
 	id    WaiterID
 	token uint64
 	err   error
+	watch WatchID
+	end   End
+	name  string
 }
 
 type model struct {
@@ -54,10 +64,11 @@ type model struct {
 	waits     []mWait
 	places    []mWait
 	lastID    WaiterID
+	lastWatch WatchID
 	lastToken uint64
 	out       []mOutcome
 
-	deadlocks, possible uint64
+	deadlocks, possible, expired, forced uint64
 }
 
 func newModel(kinds map[Owner]OwnerKind) *model {
@@ -73,10 +84,14 @@ type mHolder struct {
 // conflicts lists who is in the way of a request, once a cell.
 func (m *model) conflicts(r Request) (out []mHolder) {
 	if r.Class == Named {
-		if n := m.names[r.Name]; n != nil {
+		n := m.names[r.Name]
+		if guard := m.names[r.Guard]; n == nil && guard != nil && guard.owner != r.Owner {
+			n = guard
+		}
+		if n != nil {
 			h := mHolder{owner: n.owner}
-			if n.expiry == 0 {
-				h.pid, h.tid = n.pid, n.tid
+			if n.timeout == 0 {
+				h.pid, h.tid = n.who.PID, n.who.TID
 			}
 			out = append(out, h)
 		}
@@ -103,10 +118,10 @@ func (m *model) give(r Request, id WaiterID) (token uint64) {
 	if r.Class == Named {
 		token = max(uint64(m.now.Wall/1000), m.lastToken+1)
 		m.lastToken = token
-		n := &mName{token: token, handle: r.Handle, owner: r.Owner, pid: r.Who.PID, tid: r.Who.TID}
-		n.start = m.now.Wall / 1e9
+		n := &mName{token: token, handle: r.Handle, key: r.Key, owner: r.Owner, who: r.Who, since: m.now, timeout: r.Timeout}
+		n.start, n.set = m.now.Wall/1e9, m.now.Boot
 		if r.Timeout > 0 {
-			n.expiry = m.now.Boot + int64(r.Timeout)
+			n.expiry = Instant{m.now.Boot + int64(r.Timeout), m.now.Wall + int64(r.Timeout)}
 		}
 		if e, ok := m.ended[r.Name]; ok && m.now.Boot-e[1] <= 2e9 {
 			n.prevStart = e[0]
@@ -128,7 +143,7 @@ func (m *model) set(r Request) {
 		row = &[cells]mCell{}
 		m.locks[key] = row
 	}
-	c := mCell{r.Mode, r.Handle, r.Who.PID, r.Who.TID}
+	c := mCell{r.Mode, r.Handle, r.Who.PID, r.Who.TID, m.now}
 	first, last := -1, -1
 	for i := range row {
 		if r.covers(i) {
@@ -166,28 +181,43 @@ func (m *model) advance(now Instant) {
 	for {
 		var due string
 		for name, n := range m.names {
-			if n.expiry == 0 || n.expiry > now.Boot {
+			if n.timeout == 0 || n.expiry.Boot > now.Boot {
 				continue
 			}
-			if d := m.names[due]; d == nil || n.expiry < d.expiry || n.expiry == d.expiry && n.token < d.token {
+			at := n.expiry.Boot
+			if d := m.names[due]; d == nil || at < d.expiry.Boot || at == d.expiry.Boot && n.token < d.token {
 				due = name
 			}
 		}
 		if due == "" {
 			break
 		}
-		m.end(due)
+		m.expired++
+		m.out = append(m.out, mOutcome{name: due, token: m.names[due].token})
+		m.end(due, Expired)
 		m.settle()
 	}
 	m.places = slices.DeleteFunc(m.places, func(p mWait) bool { return p.due <= now.Boot })
 }
 
-func (m *model) end(name string) {
+func (m *model) end(name string, how End) {
+	for _, id := range m.names[name].watches {
+		m.out = append(m.out, mOutcome{watch: id, end: how})
+	}
 	m.ended[name] = [2]int64{m.names[name].start, m.now.Boot}
 	delete(m.names, name)
 }
 
-// now grants at once if it can.
+// again is the token of a Named lock that this very request took.
+func (m *model) again(r Request) (token uint64, ok bool) {
+	n := m.names[r.Name]
+	if r.Class != Named || r.Key == 0 || n == nil || n.key != r.Key || n.owner != r.Owner {
+		return 0, false
+	}
+	return n.token, true
+}
+
+// grantNow grants at once if it can.
 func (m *model) grantNow(r Request) (token uint64, ok bool) {
 	if r.Class == Flock {
 		if row := m.locks[mKey{Flock, r.Name, r.Owner}]; row != nil && row[0].mode != 0 {
@@ -205,6 +235,9 @@ func (m *model) grantNow(r Request) (token uint64, ok bool) {
 }
 
 func (m *model) try(r Request) (uint64, error) {
+	if token, ok := m.again(r); ok {
+		return token, nil
+	}
 	token, ok := m.grantNow(r)
 	if !ok {
 		return 0, ErrHeld
@@ -227,6 +260,9 @@ func (m *model) samePlace(r Request) int {
 }
 
 func (m *model) wait(r Request) (uint64, WaiterID, error) {
+	if token, ok := m.again(r); ok {
+		return token, 0, nil
+	}
 	token, ok := m.grantNow(r)
 	if !ok && r.Class == Record && m.cycle(r, false) {
 		m.dropPlace(r)
@@ -241,24 +277,23 @@ func (m *model) wait(r Request) (uint64, WaiterID, error) {
 	if r.Class == Record && m.cycle(r, true) || m.partyCycle(r) {
 		m.possible++
 	}
-	id := m.dropPlace(r)
-	if id == 0 {
+	place := m.dropPlace(r)
+	w := mWait{id: place.id, req: r, since: place.since}
+	if w.id == 0 {
 		m.lastID++
-		id = m.lastID
+		w.id, w.since = m.lastID, m.now
 	}
-	m.waits = append(m.waits, mWait{id: id, req: r})
+	m.waits = append(m.waits, w)
 	slices.SortFunc(m.waits, func(a, b mWait) int { return int(a.id) - int(b.id) })
-	return 0, id, nil
+	return 0, w.id, nil
 }
 
-func (m *model) dropPlace(r Request) WaiterID {
-	i := m.samePlace(r)
-	if i < 0 {
-		return 0
+func (m *model) dropPlace(r Request) (place mWait) {
+	if i := m.samePlace(r); i >= 0 {
+		place = m.places[i]
+		m.places = slices.Delete(m.places, i, i+1)
 	}
-	id := m.places[i].id
-	m.places = slices.Delete(m.places, i, i+1)
-	return id
+	return place
 }
 
 // cycle: waiting would close a cycle of record owners, of processes only or of
@@ -364,37 +399,140 @@ func (m *model) dropHandle(handle uint64) {
 		}
 	}
 	for name, n := range m.names {
-		if n.handle == handle {
-			m.end(name)
+		if handle != 0 && n.handle == handle {
+			m.end(name, Released)
 		}
 	}
 	m.settle()
 }
 
-func (m *model) release(name string, token uint64) error {
+// held is the lock on a name, if it has this token (0: any).
+func (m *model) held(name string, token uint64) *mName {
 	n := m.names[name]
 	if n == nil || token != 0 && n.token != token {
+		return nil
+	}
+	return n
+}
+
+func (m *model) release(name string, token uint64, how End) error {
+	if how == Expired {
+		return ErrInvalid
+	}
+	if m.held(name, token) == nil {
 		return ErrNotHeld
 	}
-	m.end(name)
+	if how == Forced {
+		m.forced++
+	}
+	m.end(name, how)
 	m.settle()
 	return nil
 }
 
-func (m *model) renew(name string, timeout time.Duration, extend bool, limit time.Duration) error {
-	n := m.names[name]
+func (m *model) renew(name string, token uint64, timeout time.Duration, extend bool, limit time.Duration) error {
+	n := m.held(name, token)
 	if n == nil {
 		return ErrNotHeld
 	}
 	at := m.now.Boot + int64(timeout)
 	if extend {
-		at = n.expiry + int64(timeout)
+		at = n.expiry.Boot + int64(timeout)
 	}
-	if n.expiry == 0 || timeout <= 0 || limit != 0 && at-m.now.Boot > int64(limit) {
+	left := at - m.now.Boot
+	if n.timeout == 0 || timeout <= 0 || limit != 0 && left > int64(limit) {
 		return ErrInvalid
 	}
-	n.expiry = at
+	n.timeout, n.expiry, n.set = timeout, Instant{at, m.now.Wall + left}, m.now.Boot
 	return nil
+}
+
+// setTimes moves a lease: with its start, or to so many seconds after it.
+func (m *model) setTimes(name string, token uint64, ofStart bool, second int64, limit time.Duration) error {
+	n := m.held(name, token)
+	if n == nil {
+		return ErrNotHeld
+	}
+	wall := (n.start + second) * 1e9
+	if ofStart {
+		wall = n.expiry.Wall + (second-n.start)*1e9
+	}
+	left := wall - m.now.Wall
+	if n.timeout == 0 || second < 0 || limit != 0 && left > int64(limit) {
+		return ErrInvalid
+	}
+	if ofStart {
+		n.start = second
+	} else {
+		for n.timeout = time.Second; int64(n.timeout) < left; n.timeout += time.Second {
+		}
+	}
+	n.expiry, n.set = Instant{m.now.Boot + left, wall}, m.now.Boot
+	return nil
+}
+
+// change does to the lock on a name what is no matter to anything else.
+func (m *model) change(name string, token uint64, do func(*mName)) error {
+	n := m.held(name, token)
+	if n == nil {
+		return ErrNotHeld
+	}
+	do(n)
+	return nil
+}
+
+func (m *model) watch(name string, token uint64, id WatchID) error {
+	n := m.held(name, token)
+	switch {
+	case n == nil:
+		return ErrNotHeld
+	case id <= m.lastWatch:
+		return ErrInvalid
+	}
+	n.watches = append(n.watches, id)
+	m.lastWatch = id
+	return nil
+}
+
+func (m *model) unwatch(id WatchID) bool {
+	for _, n := range m.names {
+		if i := slices.Index(n.watches, id); i >= 0 {
+			n.watches = slices.Delete(n.watches, i, i+1)
+			return true
+		}
+	}
+	return false
+}
+
+// close ends all waits.
+func (m *model) close() {
+	for _, w := range m.waits {
+		m.out = append(m.out, mOutcome{id: w.id, err: ErrClosed})
+	}
+	m.waits = nil
+}
+
+// forgetClients leaves only what lives without them: timed locks, which are
+// nobody's any more.
+func (m *model) forgetClients() {
+	m.waits, m.places, m.locks = nil, nil, map[mKey]*[cells]mCell{}
+	for name, n := range m.names {
+		n.watches, n.handle, n.key = nil, 0, 0
+		if n.timeout == 0 {
+			m.end(name, Lost)
+		}
+	}
+}
+
+// reboot moves what is left to new clocks; what leases there are then is given.
+func (m *model) reboot(now Instant, expiry map[string]Instant) {
+	m.now = now
+	m.ended = map[string][2]int64{}
+	m.forgetClients()
+	for name, n := range m.names {
+		n.since.Boot = now.Boot - max(0, now.Wall-n.since.Wall)
+		n.expiry, n.set = expiry[name], now.Boot
+	}
 }
 
 // test returns who is in the way with the lowest start, and there with the
@@ -421,7 +559,7 @@ func (m *model) test(r Request) (owner Owner, start uint64, found bool) {
 	return owner, start, found
 }
 
-var errAny = []error{ErrHeld, ErrDeadlock, ErrInvalid, ErrNotHeld, ErrCanceled}
+var errAny = []error{ErrHeld, ErrDeadlock, ErrInvalid, ErrNotHeld, ErrCanceled, ErrClosed}
 
 // sameError: both are nil or the same of the engine's errors.
 func sameError(a, b error) bool {
