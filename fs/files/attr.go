@@ -147,6 +147,9 @@ func (f *FS) setSize(n *node, p *pathFD, in *fuse.SetAttrIn) error {
 	if !ok {
 		return nil
 	}
+	if !n.isRegular() {
+		return unix.EINVAL // the kernel refuses it itself; to open a fifo would wait, and a device may do anything
+	}
 	if in.Valid&fuse.FATTR_FH != 0 {
 		if h, err := f.grab(in.Fh); err == nil {
 			defer f.drop(h)
