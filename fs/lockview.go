@@ -2,7 +2,6 @@ package fs
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -56,9 +55,11 @@ func renderExpiry(v *lockView) string { return lineOf(epochCeil(v.Expiry.Wall)) 
 func renderLeft(v *lockView) string   { return lineOf(ceilSeconds(v.left())) }
 func renderAge(v *lockView) string    { return lineOf(int64(v.age() / time.Second)) }
 
-// renderTimeout prints seconds, with decimals only where there are any.
+// renderTimeout prints seconds, with decimals only where there are any, so that
+// it can be written back.
 func renderTimeout(v *lockView) string {
-	return strconv.FormatFloat(v.Timeout.Seconds(), 'f', -1, 64) + "\n"
+	s := fmt.Sprintf("%d.%09d", v.Timeout/time.Second, v.Timeout%time.Second)
+	return strings.TrimSuffix(strings.TrimRight(s, "0"), ".") + "\n"
 }
 
 // renderNote shows the note such that it cannot drive a terminal; json has it

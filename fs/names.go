@@ -63,7 +63,7 @@ func ParseSpan(s string) (time.Duration, error) {
 		return scaled(s, time.Second)
 	}
 	var total time.Duration
-	for left := time.Duration(1 << 62); s != ""; {
+	for left := maxSpan; s != ""; {
 		end := strings.IndexAny(s, "dhms")
 		if end <= 0 {
 			return 0, syscall.EINVAL
@@ -74,7 +74,7 @@ func ParseSpan(s string) (time.Duration, error) {
 			return 0, syscall.EINVAL
 		}
 		part, err := scaled(s[:end], unit)
-		if err != nil || total+part < total {
+		if err != nil || total+part >= maxSpan {
 			return 0, syscall.EINVAL
 		}
 		total, left, s = total+part, unit, s[end+1:]
@@ -82,26 +82,22 @@ func ParseSpan(s string) (time.Duration, error) {
 	return total, nil
 }
 
-// scaled multiplies a plain decimal number with a unit. Exponents, signs, hex
-// and NaN are no decimal numbers.
+// maxSpan is more than any DURATION.
+const maxSpan = time.Duration(1 << 62)
+
+// scaled multiplies a plain decimal number with a unit, exactly, to the
+// nanosecond. Exponents, signs, hex and NaN are no decimal numbers.
 func scaled(num string, unit time.Duration) (time.Duration, error) {
-	digits := 0
-	for i := range len(num) {
-		if num[i] >= '0' && num[i] <= '9' {
-			digits++
-		} else if num[i] != '.' {
-			return 0, syscall.EINVAL
-		}
-	}
-	f, err := strconv.ParseFloat(num, 64)
-	if err != nil || digits == 0 {
+	whole, fraction, _ := strings.Cut(num, ".")
+	if whole+fraction == "" || strings.Trim(whole+fraction, "0123456789") != "" {
 		return 0, syscall.EINVAL
 	}
-	f *= float64(unit)
-	if f >= 1<<62 {
+	n, err := strconv.ParseUint("0"+whole, 10, 64)
+	f, _ := strconv.ParseFloat("0."+fraction, 64)
+	if err != nil || n >= uint64(maxSpan/unit) {
 		return 0, syscall.EINVAL
 	}
-	return time.Duration(f + 0.5), nil
+	return time.Duration(n)*unit + time.Duration(f*float64(unit)+0.5), nil
 }
 
 // spelling is how a path names a lock; each is a directory of its own to the

@@ -1,12 +1,17 @@
 package fs
 
 import (
+	"fmt"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"lockfs/lockengine"
 )
 
 func TestCheckName(t *testing.T) {
@@ -93,16 +98,81 @@ func TestMasterOf(t *testing.T) {
 	assert.False(t, isMaster("tlock.x_"))
 }
 
+// print is a name as it could be written.
+func (n lockName) print() string {
+	switch n.spelling {
+	case byToken:
+		return fmt.Sprintf("%s@%d", n.name, n.token)
+	case bySpan:
+		return n.name + "+" + printSpan(n.timeout)
+	}
+	return n.name
+}
+
+func printSpan(d time.Duration) string {
+	v := lockView{Lock: lockengine.Lock{Timeout: d}}
+	return strings.TrimSuffix(renderTimeout(&v), "\n")
+}
+
+// What is taken for a name is one that is safe to show, and comes back from
+// how it is printed.
 func FuzzNames(f *testing.F) {
-	for _, s := range []string{"x", "x+5m", "x@1", "x+1h30m,wait=3", "uid-0.x", "x@", "+", ",wait="} {
+	for _, s := range []string{"x", "x+5m", "x@1", "x+1h30m,wait=3", "uid-0.x", "x@", "+", ",wait=", "x@18446744073709551615",
+		"x+0.1", "x+8760h", "x+2e3", "-x", ".x", "x/y", "x\n", "x+5m\n", "x,wait=0", "x,wait=.5s", "x@1,wait=1", "\x00", "x\u202ey",
+		strings.Repeat("n", MaxName), strings.Repeat("n", MaxName+1), "x+8759h59m59.999999999s"} {
+		f.Add(s)
+	}
+	safe := regexp.MustCompile(`\A[A-Za-z0-9_][A-Za-z0-9._-]*\z`)
+	year := 365 * 24 * time.Hour
+	f.Fuzz(func(t *testing.T, s string) {
+		if CheckName(s) == nil {
+			require.Regexp(t, safe, s)
+			require.LessOrEqual(t, len(s), MaxName)
+			again, err := parseLockName(s, year)
+			require.NoError(t, err)
+			require.Equal(t, lockName{name: s}, again)
+		}
+		if n, err := parseLockName(s, year); err == nil {
+			require.Regexp(t, safe, n.name)
+			require.True(t, n.timeout >= 0 && n.timeout <= year && (n.timeout > 0) == (n.spelling == bySpan))
+			require.Equal(t, n.spelling == byToken, n.token != 0)
+			again, err := parseLockName(n.print(), year)
+			require.NoError(t, err, "%q", n.print())
+			require.Equal(t, n, again)
+		}
+		if w, err := parseWaitName(s, year); err == nil {
+			require.Regexp(t, safe, w.name)
+			require.True(t, w.wait >= 0 && w.spelling != byToken)
+			printed := w.print()
+			if w.bounded {
+				printed += ",wait=" + printSpan(w.wait)
+			}
+			again, err := parseWaitName(printed, year)
+			require.NoError(t, err, "%q", printed)
+			require.Equal(t, w, again)
+		}
+	})
+}
+
+// A span that is taken is printed so that it is taken for the same.
+func FuzzSpans(f *testing.F) {
+	for _, s := range []string{"300", "7.5", ".5", "5.", "90s", "1h30m", "1d", "0", "0.0000000004", "0.1", "0.3", "1.1m", "0.000001d",
+		"106751d", "4611686018", "4611686018.427387903", "31535999.999999999", "9007199.254740993", "30m1h", "1e3", "0x1", "1_0", "nan",
+		"1\u0663", "99999999999999999999999999999999"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		n, err := parseWaitName(s, time.Hour)
+		d, err := ParseSpan(s)
+		_, tooLong := ParseDuration(s, max(1, d-1))
 		if err != nil {
+			require.Equal(t, syscall.EINVAL, err)
+			require.Error(t, tooLong)
 			return
 		}
-		assert.NoError(t, CheckName(n.name), "%q", s)
-		assert.True(t, n.timeout >= 0 && n.timeout <= time.Hour && n.wait >= 0, "%q", s)
+		require.GreaterOrEqual(t, d, time.Duration(0))
+		require.Equal(t, d <= 0 || d > max(1, d-1), tooLong != nil)
+		again, err := ParseSpan(printSpan(d))
+		require.NoError(t, err, printSpan(d))
+		require.Equal(t, d, again, "%q is %d, printed %q", s, d, printSpan(d))
 	})
 }
