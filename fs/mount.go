@@ -193,13 +193,16 @@ type MountInfo struct {
 // Mounts lists the lockfs mounts that this process sees, oldest first.
 func Mounts() ([]MountInfo, error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
+	return mountsIn(string(b)), err
+}
+
+// mountsIn finds them in a mountinfo, where a blank is a blank and nothing
+// else: a directory may have any other white space in its name as it is.
+func mountsIn(mountinfo string) []MountInfo {
 	var out []MountInfo
-	for line := range strings.Lines(string(b)) {
+	for line := range strings.Lines(mountinfo) {
 		before, after, ok := strings.Cut(line, " - ")
-		f := strings.Fields(before)
+		f := strings.Split(before, " ")
 		if !ok || len(f) < 5 || f[3] != "/" || !strings.HasPrefix(after, "fuse.lockfs ") {
 			continue
 		}
@@ -207,7 +210,7 @@ func Mounts() ([]MountInfo, error) {
 		fmt.Sscanf(f[2], "0:%d", &m.Device)
 		out = append(out, m)
 	}
-	return out, nil
+	return out
 }
 
 // unescapeMount undoes the octal escapes of proc_pid_mountinfo(5).
