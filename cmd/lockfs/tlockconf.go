@@ -115,10 +115,11 @@ var patiencePattern = regexp.MustCompile(`^[0-9]+(\.[0-9]+)?$`)
 
 func parsePatience(s string) (time.Duration, error) {
 	f, err := strconv.ParseFloat(s, 64)
-	if err != nil || !patiencePattern.MatchString(s) || f <= 0 || f > 1e9 {
+	patience := time.Duration(f * float64(time.Second))
+	if err != nil || !patiencePattern.MatchString(s) || f > 1e9 || patience <= 0 {
 		return 0, fmt.Errorf("patience %q is not a number of seconds greater than zero", s)
 	}
-	return time.Duration(f * float64(time.Second)), nil
+	return patience, nil
 }
 
 func parseOwner(s string) (int, error) {

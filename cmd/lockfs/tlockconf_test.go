@@ -56,14 +56,34 @@ func TestTlockBadSettings(t *testing.T) {
 	}
 }
 
+// What is taken for a configuration has values that can be used, and comes
+// back from a file that says them plainly.
 func FuzzTlockConf(f *testing.F) {
-	f.Add("tlock 1\ndir /x\nmarker m\n# c\n")
-	f.Add("tlock 0\npatience")
+	for _, s := range []string{"tlock 1\ndir /x\nmarker m\n# c\n", "tlock 0\npatience", "", "tlock 2\n", "tlock 0\nowner 0\nowner -1\n",
+		"tlock 0\nowner root\n", "tlock 0\nowner 4294967295\n", "tlock 0\npatience 1e3\n", "tlock 0\npatience 0.0000000001\n",
+		"tlock 0\npatience 1000000000\n", "tlock 0\npatience .5", "tlock 0\ndir\t/a b\t# c", "tlock 0\r\ndir /x\r\n", "tlock\u00a00\n",
+		"tlock 0\nmarker tlock-1\nmarker b", "tlock 0\ndir\u00a0/x", "tlock 0\ndir \x00", " tlock 0 ", "tlock 0\ndir /x \v\n"} {
+		f.Add(s)
+	}
 	f.Fuzz(func(t *testing.T, text string) {
 		conf, err := parseTlockConf(text)
-		for k, v := range conf {
-			assert.NoError(t, err)
-			assert.NotEmpty(t, v, k)
+		if err != nil {
+			require.NotContains(t, err.Error(), "\n", "an error is one line")
+			return
 		}
+		plain := "tlock 1\n"
+		for k, v := range conf {
+			require.Contains(t, []string{"dir", "marker", "owner", "patience"}, k)
+			require.NoError(t, checkTlockValue(k, v))
+			require.NotContains(t, v, "\n")
+			plain += k + " " + v + "\n"
+		}
+		if p := conf["patience"]; p != "" {
+			d, _ := parsePatience(p)
+			require.Positive(t, d)
+		}
+		again, err := parseTlockConf(plain)
+		require.NoError(t, err, "%q", plain)
+		require.Equal(t, conf, again)
 	})
 }
