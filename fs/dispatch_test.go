@@ -23,12 +23,10 @@ const (
 	opLink          = 13
 	opCreate        = 35
 	opOpendir       = 27
-	opReaddir       = 28
 	opGetxattr      = 22
 	opListxattr     = 23
 	opIoctl         = 39
 	opFallocate     = 43
-	opReaddirplus   = 44
 	opCopyFileRange = 47
 	opTmpfile       = 51
 )

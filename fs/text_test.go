@@ -2,10 +2,14 @@ package fs
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -130,4 +134,129 @@ func TestComponentsOfALongChain(t *testing.T) {
 			t.Fatalf("%v is in component %d, not %d: it is one cycle", p, c, first)
 		}
 	}
+}
+
+// printed undoes printable.
+func printed(s string) (out []byte, err error) {
+	digits := map[byte]int{'x': 2, 'u': 4, 'U': 8}
+	for len(s) > 0 {
+		if s[0] != '\\' {
+			out, s = append(out, s[0]), s[1:]
+			continue
+		}
+		if len(s) > 1 && s[1] == '\\' {
+			out, s = append(out, '\\'), s[2:]
+			continue
+		}
+		n := digits[s[1]]
+		r, err := strconv.ParseUint(s[2:2+n], 16, 32)
+		if err != nil {
+			return nil, err
+		}
+		if n == 2 {
+			out = append(out, byte(r))
+		} else {
+			out = utf8.AppendRune(out, rune(r))
+		}
+		s = s[2+n:]
+	}
+	return out, nil
+}
+
+// What is made printable is one line that a terminal shows as it is, and tells
+// what it was made of: no two texts look alike.
+func FuzzPrintable(f *testing.F) {
+	for _, s := range []string{"sh -c true", "", "na\u00efve", "a\nuid 0", "\x1b[2J", `back\slash`, `\x0a`, "\n", "\xff\xfe", "\u202eexe.txt",
+		"\x7f", "\u0085", "\u0080", "\x80", "\ue0001", "\U000e0001", "\ufffd", "\xed\xa0\x80", "\u2028", "\U0010ffff", "\xc2"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		got := printable(s)
+		require.True(t, utf8.ValidString(got))
+		for _, r := range got {
+			require.True(t, unicode.IsPrint(r), "%q in %q", r, got)
+		}
+		back, err := printed(got)
+		require.NoError(t, err)
+		require.Equal(t, s, string(back), "shown as %q", got)
+		require.LessOrEqual(t, len(got), 4*len(s))
+	})
+}
+
+// The parts of a cgroup that are shown are on one line, and are in it.
+func FuzzCgroup(f *testing.F) {
+	id := strings.Repeat("0123456789abcdef", 4)
+	for _, s := range []string{"0::/system.slice/cron.service\n", "0::/user.slice/user-0.slice/session-3.scope\n",
+		"0::/system.slice/docker-" + id + ".scope\n", "0::/docker/" + id + "\n", "0::/machine.slice/libpod-" + id + ".scope/container",
+		"0::/\n", "12:cpu:/a.service\n11:memory:/b.service\n", "/\x1b.service", "/.service", id, "/a\xff.scope"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if unit := unitOf(s); unit != "" {
+			back, err := printed(unit)
+			require.NoError(t, err)
+			require.Contains(t, s, "/"+string(back))
+			require.Equal(t, unit, printable(string(back)))
+			require.Regexp(t, `.\.(service|scope)$`, unit)
+		}
+		if c := containerOf(s); c != "" {
+			require.Regexp(t, `^[0-9a-f]{12}$`, c)
+			require.Contains(t, s, c)
+		}
+	})
+}
+
+// A mount is found under its very name, whatever that is; other lines are no
+// mounts of ours.
+func FuzzMountinfo(f *testing.F) {
+	f.Add("/mnt", "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n")
+	f.Add("/a b\tc\nd\\040", "1 2 0:3 / /x rw - fuse.lockfs")
+	f.Add("/a\u00a0b\vc\rd\x85", " - \n\n")
+	f.Add("/ - ", "1 2 0:3 / /x rw - fuse.lockfsx lockfs rw\n- - -")
+	escape := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace // fs/proc_namespace.c
+	f.Fuzz(func(t *testing.T, dir, other string) {
+		before := len(mountsIn(other + "\n"))
+		line := fmt.Sprintf("101 30 0:57 / %s rw,nosuid shared:1 - fuse.lockfs lockfs rw,user_id=0\n", escape(dir))
+		found := mountsIn(other + "\n" + line)
+		require.Len(t, found, before+1)
+		require.Equal(t, MountInfo{Dir: dir, Device: 57}, found[before])
+	})
+}
+
+// What is written to timeout or note is refused, and then changes nothing, or
+// is there, and comes back the same when it is written as it is read.
+func FuzzControl(f *testing.F) {
+	for _, s := range []string{"5m", "+5m", "5m\n", "+5m\n\n", "", "\n", "+", "++1", "-1", "0", "1e9", "8760h", "24h", "+24h", "0.1", "free text",
+		"two\nlines\n", "\xff\x00", strings.Repeat("n", maxNote), strings.Repeat("n", maxNote+1), " 5m", "23h59m59.999999999s"} {
+		f.Add(s)
+	}
+	k := newKernel(f, f.TempDir())
+	f.Cleanup(k.finish)
+	unique := uint64(0)
+	write := func(t *testing.T, r *row, text string) (before, after lockengine.Lock, err error) {
+		unique += numberStep
+		before, _ = k.engine.Get("held")
+		err = r.write(k.s, unique, before, text)
+		after, _ = k.engine.Get("held")
+		if err != nil {
+			require.Equal(t, before, after)
+		}
+		return before, after, err
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		if _, l, err := write(t, timeoutRow, text); err == nil {
+			require.True(t, l.Timeout > 0 && l.Timeout <= k.s.cfg.MaxTimeout)
+			require.LessOrEqual(t, l.Expiry.Boot-k.s.now().Boot, int64(k.s.cfg.MaxTimeout))
+			_, again, err := write(t, timeoutRow, renderTimeout(&lockView{Lock: l}))
+			require.NoError(t, err)
+			require.Equal(t, l.Timeout, again.Timeout)
+		}
+		if _, l, err := write(t, noteRow, text); err == nil {
+			require.Equal(t, text, l.Note)
+			require.LessOrEqual(t, len(text), maxNote)
+			shown := renderNote(&lockView{Lock: l})
+			require.Equal(t, strings.TrimSuffix(text, "\n"), strings.TrimSuffix(shown, "\n"))
+			require.True(t, text == "" || strings.HasSuffix(shown, "\n"))
+		}
+	})
 }
