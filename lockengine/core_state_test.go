@@ -397,6 +397,65 @@ func FuzzReplay(f *testing.F) {
 	})
 }
 
+// Records of any bytes, one after the other, are refused or lead to a state
+// that is sound, goes on from its own bytes as it is, and is empty once all that
+// is in it was given back. Each comes with its kind, and two bytes for its
+// length, before it.
+func FuzzReplayLog(f *testing.F) {
+	put := func(b []byte, kind uint8, data []byte) []byte {
+		return append(append(b, kind, byte(len(data)), byte(len(data)>>8)), data...)
+	}
+	for seed := range uint64(12) {
+		s := newScript(nil, seed)
+		var log []byte
+		for range 10 * (1 + seed) {
+			s.do()
+		}
+		if seed%2 == 0 {
+			log = put(nil, recordState, stateOf(s.live)[0])
+			s.log = nil
+			for range 40 {
+				s.do()
+			}
+		}
+		for i, data := range s.log {
+			log = put(log, recordCommand, data)
+			if i%10 == 9 {
+				f.Add(log)
+			}
+		}
+		f.Add(put(log, recordTokens, []byte{format, 1, 2, 3, 4, 5, 6, 7, 8}))
+	}
+	f.Fuzz(func(t *testing.T, log []byte) {
+		l, err := NewLocal(Config{Clock: stillClock{}, EventLog: 64})
+		require.NoError(t, err)
+		for len(log) >= 3 {
+			kind, n := log[0], min(int(log[1])|int(log[2])<<8, len(log)-3)
+			if l.Replay(kind, log[3:3+n]) != nil {
+				return
+			}
+			log = log[3+n:]
+		}
+		if l.replay.state != nil {
+			return
+		}
+		require.NoError(t, l.Resume(Resumption{Same: true}))
+		l.Claimed()
+		require.NoError(t, l.core.checkInvariants())
+		again, err := decode(stateOf(l.core), 64)
+		require.NoError(t, err)
+		require.Equal(t, stateOf(l.core), stateOf(again))
+		require.NoError(t, again.checkInvariants())
+		again.apply(&command{op: opResume, fresh: true, boot: again.boot}, again.now)
+		for name := range again.names.byName {
+			again.apply(&command{op: opRelease, req: Request{Name: name}, how: Lost}, again.now)
+		}
+		require.NoError(t, again.checkInvariants())
+		require.True(t, again.empty())
+		require.NoError(t, l.Close())
+	})
+}
+
 // stillClock stands still.
 type stillClock struct{}
 
