@@ -125,6 +125,14 @@ func tempBelow(t testing.TB, base string) string {
 	return dir
 }
 
+// The root has what is in its table, and no file of go-fuse's.
+func TestNoPhantom(t *testing.T) {
+	k := newKernel(t, t.TempDir())
+	reply := k.send(newRequest(opLookup, fuse.FUSE_ROOT_ID, []byte(".go-fuse-epoll-hack\x00")))
+	require.Equal(t, syscall.ENOENT, errnoIn(reply))
+	k.finish()
+}
+
 // client makes requests of fields that mean something, most of the time, from
 // data.
 type client struct {

@@ -223,6 +223,10 @@ func (s *Server) close(failed error) {
 
 func (s *Server) buffer() *[bufferSize]byte { return s.buffers.Get().(*[bufferSize]byte) }
 
+// phantom is a file that go-fuse finds in every root, for a use that is none
+// here.
+const phantom = ".go-fuse-epoll-hack\x00"
+
 // dispatch serves the request in the first n bytes of in and reports whether
 // it is done with in. If not, it calls done, if there is one, when the request
 // is answered.
@@ -238,6 +242,10 @@ func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte, do
 		return true
 	}
 	if s.waits(h, in[:n]) {
+		return true
+	}
+	if h.NodeId == fuse.FUSE_ROOT_ID && h.Opcode == opLookup && string(in[sizeofInHeader:n]) == phantom {
+		s.dev.replyError(h.Unique, syscall.ENOENT)
 		return true
 	}
 	if h.Opcode == opInit {
