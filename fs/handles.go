@@ -1,6 +1,10 @@
 package fs
 
-import "sync"
+import (
+	"maps"
+	"slices"
+	"sync"
+)
 
 // handle is an open synthetic file or directory.
 type handle struct {
@@ -177,7 +181,7 @@ func (h *handle) encode() encoder {
 		st.before.encode(&e)
 		st.at.encode(&e)
 		e.uint(uint64(len(st.polls)))
-		for kh := range st.polls {
+		for _, kh := range slices.Sorted(maps.Keys(st.polls)) {
 			e.uint(kh)
 		}
 	}

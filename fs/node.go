@@ -153,11 +153,18 @@ func (t *dynamicNodes) forget(id, lookups uint64) {
 		return
 	}
 	if d.lookups -= min(lookups, d.lookups); d.lookups == 0 {
-		delete(t.byID, id)
-		delete(t.byKey, d.dynamicKey)
+		t.remove(d)
 		if t.keep != nil {
 			t.keep(d, true)
 		}
+	}
+}
+
+// remove takes out a node. Its name may have got another one meanwhile. Needs mu.
+func (t *dynamicNodes) remove(d *dynamicNode) {
+	delete(t.byID, d.id)
+	if t.byKey[d.dynamicKey] == d {
+		delete(t.byKey, d.dynamicKey)
 	}
 }
 
@@ -167,6 +174,9 @@ func (t *dynamicNodes) restore(id uint64, r *row, name string) {
 	defer t.mu.Unlock()
 	if t.byID == nil {
 		t.byID, t.byKey = map[uint64]*dynamicNode{}, map[dynamicKey]*dynamicNode{}
+	}
+	if old := t.byID[id]; old != nil {
+		t.remove(old)
 	}
 	d := &dynamicNode{dynamicKey: dynamicKey{r, name}, id: id, lookups: pinned, kept: true}
 	t.byID[id], t.byKey[d.dynamicKey] = d, d
@@ -179,8 +189,7 @@ func (t *dynamicNodes) drop(id uint64) {
 	defer t.mu.Unlock()
 	t.last = max(t.last, id&^(synthetic|dynamic))
 	if d := t.byID[id]; d != nil {
-		delete(t.byID, id)
-		delete(t.byKey, d.dynamicKey)
+		t.remove(d)
 	}
 }
 

@@ -209,12 +209,13 @@ func FuzzCgroup(f *testing.F) {
 // A mount is found under its very name, whatever that is; other lines are no
 // mounts of ours.
 func FuzzMountinfo(f *testing.F) {
-	f.Add("/mnt", "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n")
-	f.Add("/a b\tc\nd\\040", "1 2 0:3 / /x rw - fuse.lockfs")
-	f.Add("/a\u00a0b\vc\rd\x85", " - \n\n")
-	f.Add("/ - ", "1 2 0:3 / /x rw - fuse.lockfsx lockfs rw\n- - -")
+	f.Add("mnt", "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n")
+	f.Add("a b\tc\nd\\040", "1 2 0:3 / /x rw - fuse.lockfs")
+	f.Add("a\u00a0b\vc\rd\x85", " - \n\n")
+	f.Add(" - ", "1 2 0:3 / /x rw - fuse.lockfsx lockfs rw\n- - -")
 	escape := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace // fs/proc_namespace.c
 	f.Fuzz(func(t *testing.T, dir, other string) {
+		dir = "/" + dir
 		before := len(mountsIn(other + "\n"))
 		line := fmt.Sprintf("101 30 0:57 / %s rw,nosuid shared:1 - fuse.lockfs lockfs rw,user_id=0\n", escape(dir))
 		found := mountsIn(other + "\n" + line)
