@@ -1,6 +1,7 @@
 # make run     builds lockfs and mounts it at ./locks, until Ctrl-C
 # make test    installs what the tests need where it can, then runs them all
 # make build   the static binary: ./bin/lockfs
+# make fuzz    gives each parser, and the server, inputs of any kind, FUZZTIME each
 # make soak    100,000 takes by 16 processes
 # make lint    gofmt, go vet, staticcheck
 # make clean
@@ -13,7 +14,10 @@ PROGRAMS := flock:util-linux unshare:util-linux setpriv:util-linux perl:perl pyt
 	git:git busybox:busybox-static dash:dash timeout:coreutils stress-ng:stress-ng fusermount3:fuse3 gcc:gcc find:findutils diff:diffutils tar:tar
 PERL_MODULES := File/FcntlLock.pm:libfile-fcntllock-perl
 
-.PHONY: all build run test deps soak lint clean
+# How long each fuzz target runs; one that fails leaves its input in testdata/fuzz.
+FUZZTIME ?= 30s
+
+.PHONY: all build run test deps fuzz soak lint clean
 
 all: build
 
@@ -56,6 +60,14 @@ deps:
 	fi
 	@test -e /dev/fuse || { modprobe fuse 2>/dev/null; test -e /dev/fuse; } || \
 		{ echo "The tests mount FUSE filesystems, but there is no /dev/fuse: modprobe fuse, or give the container --device /dev/fuse --cap-add SYS_ADMIN" >&2; exit 1; }
+
+fuzz:
+	@for p in $$(go list ./...); do \
+		for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+			echo "$$p $$f"; \
+			go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x -parallel 1 $$p || exit 1; \
+		done; \
+	done
 
 # The figures that take too long for every run.
 soak: deps
