@@ -183,6 +183,14 @@ func (t *dynamicNodes) restore(id uint64, r *row, name string) {
 	t.last = max(t.last, id&^(synthetic|dynamic))
 }
 
+// beyond leaves out the numbers that a process before may have given out with no
+// room to record it: each process has its own, 1<<32 of them.
+func (t *dynamicNodes) beyond(restarts uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last = max(t.last, restarts<<32)
+}
+
 // drop undoes restore.
 func (t *dynamicNodes) drop(id uint64) {
 	t.mu.Lock()

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"lockfs/lockengine"
+	"lockfs/lockengine/journal"
 )
 
 // inheritor is a server that reads the journal of another.
@@ -86,4 +88,33 @@ func FuzzRecords(f *testing.F) {
 			require.Equal(t, d, s.dynamic.byID[d.id], "%q is kept for nobody", key.name)
 		}
 	})
+}
+
+// A number that the kernel knows means the same for as long as it does, also
+// if there was no room to record what it means.
+func TestNumbersAreNotGivenOutAgain(t *testing.T) {
+	state, dir := t.TempDir(), t.TempDir()
+	start := func() (*Server, func()) {
+		j, err := journal.Open(state, journal.Options{Boot: "boot"})
+		require.NoError(t, err)
+		engine, err := lockengine.NewLocal(lockengine.Config{Log: j, Boot: "boot"})
+		require.NoError(t, err)
+		s, err := NewServer(Config{FD: -1, Engine: engine, Now: engine.Now, Files: dir, Journal: j, Instance: "i",
+			DefaultTimeout: time.Hour, MaxTimeout: time.Hour})
+		require.NoError(t, err)
+		return s, func() {
+			s.close()
+			require.NoError(t, j.Close())
+		}
+	}
+	seen := map[uint64]bool{}
+	for i := range 3 {
+		s, end := start()
+		require.Equal(t, i > 0, s.resumed)
+		s.dynamic.keep = nil // as on a full disk
+		n := s.dynamic.lookup(takeFileRow, "x")
+		require.False(t, seen[n.id], "%x", n.id)
+		seen[n.id] = true
+		end()
+	}
 }

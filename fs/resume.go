@@ -52,6 +52,7 @@ func (s *Server) restore() error {
 	if s.resumed {
 		s.started = s.instance.started
 		s.instance.restarts++
+		s.dynamic.beyond(s.instance.restarts)
 		s.record(recInstance, s.instance.encode())
 		return s.restoreHandles()
 	}
