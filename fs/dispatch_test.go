@@ -90,13 +90,16 @@ func harmless(in []byte) []byte {
 func FuzzRequestBytes(f *testing.F) {
 	log.SetOutput(io.Discard) // go-fuse tells it of each request that is cut short
 	one := func(in []byte) []byte { return append([]byte{byte(len(in)), byte(len(in) >> 8)}, in...) }
+	var whole, short, named []byte
 	for _, r := range requests {
-		whole := newRequest(r.opcode, files.Root, make([]byte, r.fixedPart))
-		f.Add(one(whole))
-		f.Add(one(whole[:len(whole)-r.fixedPart/2]))
-		named := newRequest(r.opcode, fuse.FUSE_ROOT_ID, append(make([]byte, r.fixedPart), "tlock\x00x"...))
-		f.Add(append(one(named), one(named[:len(named)-1])...))
+		in := newRequest(r.opcode, files.Root, make([]byte, r.fixedPart))
+		whole, short = append(whole, one(in)...), append(short, one(in[:len(in)-r.fixedPart/2])...)
+		in = newRequest(r.opcode, fuse.FUSE_ROOT_ID, append(make([]byte, r.fixedPart), "tlock\x00x"...))
+		named = append(append(named, one(in)...), one(in[:len(in)-1])...)
 	}
+	f.Add(whole)
+	f.Add(short)
+	f.Add(named)
 	f.Add(one([]byte("short")))
 	f.Add(one(newRequest(opLookup, fuse.FUSE_ROOT_ID, []byte(".go-fuse-epoll-hack\x00"))))
 	f.Add(one(newRequest(opBatchForget, 0, words(9, 2, 1))))
@@ -106,7 +109,7 @@ func FuzzRequestBytes(f *testing.F) {
 	base := f.TempDir()
 	f.Fuzz(func(t *testing.T, data []byte) {
 		k := newKernel(t, tempBelow(t, base))
-		for range 32 {
+		for range 2 * len(requests) {
 			if len(data) < 2 {
 				break
 			}
@@ -284,12 +287,9 @@ func (c *client) learn(opcode uint32, in, reply []byte) {
 // that make some sense.
 func FuzzRequests(f *testing.F) {
 	log.SetOutput(io.Discard)
-	for i := range requests {
-		f.Add([]byte{byte(i)})
-	}
-	for i := range uint64(40) {
+	for i := range uint64(24) {
 		rnd := rand.New(rand.NewPCG(i, 1))
-		seed := make([]byte, 4000)
+		seed := make([]byte, 3000)
 		for j := range seed {
 			seed[j] = byte(rnd.Uint32())
 		}

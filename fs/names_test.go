@@ -31,7 +31,7 @@ func TestParseDuration(t *testing.T) {
 		"300": 300 * time.Second, "7.5": 7500 * time.Millisecond, ".5": time.Second / 2, "5.": 5 * time.Second,
 		"90s": 90 * time.Second, "5m": 5 * time.Minute, "1h30m": 90 * time.Minute, "1d": 24 * time.Hour,
 		"1d2h3m4s": 26*time.Hour + 3*time.Minute + 4*time.Second, "1.5h": 90 * time.Minute, "007": 7 * time.Second,
-		"0.000000001": 1,
+		"0.000000001": 1, "0.000000015": 15, "0.0000000149": 15, "31535999.999999999": 365*24*time.Hour - 1,
 	} {
 		got, err := ParseDuration(s, 0)
 		assert.NoError(t, err, "%q", s)
@@ -118,7 +118,7 @@ func printSpan(d time.Duration) string {
 // how it is printed.
 func FuzzNames(f *testing.F) {
 	for _, s := range []string{"x", "x+5m", "x@1", "x+1h30m,wait=3", "uid-0.x", "x@", "+", ",wait=", "x@18446744073709551615",
-		"x+0.1", "x+8760h", "x+2e3", "-x", ".x", "x/y", "x\n", "x+5m\n", "x,wait=0", "x,wait=.5s", "x@1,wait=1", "\x00", "x\u202ey",
+		"x+0.1", "x+8760h", "x+2e3", "-x", ".x", "x/y", "x\n", "x+5m\n", "x,wait=0", "x,wait=.5s", "x@1,wait=1", "x@017", "\x00", "x\u202ey",
 		strings.Repeat("n", MaxName), strings.Repeat("n", MaxName+1), "x+8759h59m59.999999999s"} {
 		f.Add(s)
 	}
@@ -139,10 +139,13 @@ func FuzzNames(f *testing.F) {
 			again, err := parseLockName(n.print(), year)
 			require.NoError(t, err, "%q", n.print())
 			require.Equal(t, n, again)
+			require.True(t, n.spelling == bySpan || s == n.print(), "%q is printed %q", s, n.print())
 		}
 		if w, err := parseWaitName(s, year); err == nil {
 			require.Regexp(t, safe, w.name)
-			require.True(t, w.wait >= 0 && w.spelling != byToken)
+			_, option, bounded := strings.Cut(s, ",wait=")
+			wait, _ := ParseSpan(option)
+			require.True(t, w.wait == wait && w.bounded == bounded && w.spelling != byToken)
 			printed := w.print()
 			if w.bounded {
 				printed += ",wait=" + printSpan(w.wait)
@@ -158,7 +161,7 @@ func FuzzNames(f *testing.F) {
 func FuzzSpans(f *testing.F) {
 	for _, s := range []string{"300", "7.5", ".5", "5.", "90s", "1h30m", "1d", "0", "0.0000000004", "0.1", "0.3", "1.1m", "0.000001d",
 		"106751d", "4611686018", "4611686018.427387903", "31535999.999999999", "9007199.254740993", "30m1h", "1e3", "0x1", "1_0", "nan",
-		"1\u0663", "99999999999999999999999999999999"} {
+		"1\u0663", "53374d1110000h", "0.000000015", "99999999999999999999999999999999"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

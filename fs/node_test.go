@@ -62,3 +62,13 @@ func TestDynamicNodesAreForgotten(t *testing.T) {
 	assert.Empty(t, s.dynamic.byID)
 	assert.Empty(t, s.dynamic.byKey)
 }
+
+// A name that has got another number keeps it when the old one goes.
+func TestNameOfTwoNumbers(t *testing.T) {
+	s := &Server{}
+	a, b := synthetic|dynamic|1, synthetic|dynamic|2
+	s.dynamic.restore(a, takeFileRow, "x")
+	s.dynamic.restore(b, takeFileRow, "x")
+	s.dynamic.drop(a)
+	assert.Equal(t, b, s.dynamic.lookup(takeFileRow, "x").id)
+}

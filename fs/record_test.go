@@ -65,6 +65,10 @@ func FuzzRecords(f *testing.F) {
 	(&dynamicNode{dynamicKey: dynamicKey{holdFileRow, "h"}}).encode(&other)
 	again := numbered(take.id + 1)
 	(&dynamicNode{dynamicKey: dynamicKey{takeFileRow, "t+5m"}}).encode(&again)
+	wild := numbered(take.id)
+	wild.uint(200)
+	wild.text("no row has this number")
+	add(keptRecord{recDynamic, wild})
 	add(all[1], keptRecord{recDynamic, other}) // one number, two names
 	add(all[1], keptRecord{recDynamic, again}, keptRecord{recDynamicGone, numbered(take.id)})
 	add(all[1], keptRecord{recDynamicGone, numbered(take.id)}, all[7], keptRecord{recHandleGone, numbered(synthetic | 1)},
