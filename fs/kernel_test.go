@@ -259,7 +259,7 @@ func (k *kernel) finish() {
 
 	ended := make(chan struct{})
 	go func() {
-		k.s.close()
+		k.s.close(nil)
 		close(ended)
 	}()
 	select {

@@ -1,9 +1,9 @@
 package fs
 
 import (
-	"bytes"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,10 +11,28 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
+// sharedText is written by timers and read by the test.
+type sharedText struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (s *sharedText) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(p)
+}
+
+func (s *sharedText) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
+}
+
 // A flood costs the log so many lines a second, and one that says how many were left out.
 func TestNoticesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
+		var out sharedText
 		log := slog.New(slog.NewTextHandler(&out, nil))
 		n := newNotices()
 		lines := func(what string) int { return strings.Count(out.String(), what) }

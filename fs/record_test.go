@@ -15,7 +15,7 @@ import (
 // inheritor is a server that reads the journal of another.
 func inheritor(k *kernel) *Server {
 	s := &Server{cfg: k.s.cfg, engine: k.engine, log: k.s.log, files: k.s.files}
-	s.found, s.intents.m = map[uint64][]byte{}, map[uint64]intent{}
+	s.expectRecords()
 	return s
 }
 
@@ -55,7 +55,7 @@ func FuzzRecords(f *testing.F) {
 	all := []keptRecord{{recInstance, instance.encode()}, {recDynamic, known}, {recDynamicLast, numbered(9)},
 		{recRemoved, encodeRemoved(held.Token, 3)}, {recIntent, intent{token: 5, name: "n", how: lockengine.Forced, expiry: -1}.encode(12)},
 		{recJanitor, encodeJanitor(1, 5)}, {recSweep, encodeSweep("gone", 17)}, open(1, note, nil, nil), open(2, wait, streamed, nil),
-		open(3, events, streamed, nil), open(4, take, nil, &taking{name: "t", token: 3, hold: true, tid: 7})}
+		open(3, events, streamed, nil), open(4, take, nil, &taking{name: "t", token: 3, hold: true, pid: 7})}
 	add(all...)
 	for _, r := range all {
 		add(r)
@@ -107,7 +107,7 @@ func TestNumbersAreNotGivenOutAgain(t *testing.T) {
 			DefaultTimeout: time.Hour, MaxTimeout: time.Hour})
 		require.NoError(t, err)
 		return s, func() {
-			s.close()
+			s.close(nil)
 			require.NoError(t, j.Close())
 		}
 	}

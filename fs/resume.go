@@ -26,9 +26,7 @@ func (s *Server) restore() error {
 	if j == nil || engine == nil {
 		return nil
 	}
-	s.found = map[uint64][]byte{}
-	s.deadly = map[uint64]bool{}
-	s.intents.inherited = map[uint64]intent{}
+	s.expectRecords()
 	report, err := j.Replay(func(kind uint8, data []byte) error {
 		switch {
 		case kind >= firstFilesKind:
@@ -60,6 +58,13 @@ func (s *Server) restore() error {
 	return s.files.Resume()
 }
 
+// expectRecords readies what replay fills.
+func (s *Server) expectRecords() {
+	s.found = map[uint64][]byte{}
+	s.deadly = map[uint64]bool{}
+	s.intents.inherited = map[uint64]intent{}
+}
+
 // keeper is the engine, if it keeps its state; else nil.
 func (s *Server) keeper() engineKeeper {
 	k, _ := s.engine.(engineKeeper)
@@ -82,8 +87,7 @@ func (s *Server) begin() {
 
 // reset forgets what was replayed so far: it belonged to another connection.
 func (s *Server) reset() {
-	s.found = map[uint64][]byte{}
-	s.intents.inherited = map[uint64]intent{}
+	s.expectRecords()
 	s.janitors.swept = nil
 	s.dynamic.byID, s.dynamic.byKey = nil, nil
 	s.removed.m = nil
