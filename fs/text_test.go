@@ -256,7 +256,7 @@ func FuzzControl(f *testing.F) {
 			require.Equal(t, text, l.Note)
 			require.LessOrEqual(t, len(text), maxNote)
 			shown := renderNote(&lockView{Lock: l})
-			require.Equal(t, strings.TrimSuffix(text, "\n"), strings.TrimSuffix(shown, "\n"))
+			require.Equal(t, printableNote(strings.TrimSuffix(text, "\n")), strings.TrimSuffix(shown, "\n"))
 			require.True(t, text == "" || strings.HasSuffix(shown, "\n"))
 		}
 	})
