@@ -2,7 +2,7 @@
 # make test    installs what the tests need where it can, then runs them all
 # make build   the static binary: ./bin/lockfs
 # make fuzz    gives each parser, and the server, inputs of any kind, FUZZTIME each
-# make soak    100,000 takes by 16 processes
+# make soak    100,000 takes by 16 processes, and SECONDS=600 of simulation
 # make lint    gofmt, go vet, staticcheck
 # make clean
 
@@ -16,6 +16,8 @@ PERL_MODULES := File/FcntlLock.pm:libfile-fcntllock-perl
 
 # How long each fuzz target runs; one that fails leaves its input in testdata/fuzz.
 FUZZTIME ?= 30s
+# For how long make soak simulates.
+SECONDS ?= 600
 
 .PHONY: all build run test deps fuzz soak lint clean
 
@@ -72,6 +74,7 @@ fuzz:
 # The figures that take too long for every run.
 soak: deps
 	LOCKFS_LONG=1 go test -count=1 -timeout 20m -run TestTokensGrow ./integration/
+	LOCKFS_SIM_SECONDS=$(SECONDS) go test -count=1 -timeout 0 -v -run 'TestSimulation$$' ./fs/
 
 lint:
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted, run gofmt -w:" $$unformatted; exit 1; }

@@ -56,17 +56,17 @@ const (
 	bufferSize = maxWrite + 4096
 )
 
-// device is an open /dev/fuse: requests are read from it, replies and
-// notifications are written to it, each in one frame.
+// fuseDevice is an open /dev/fuse.
 //
 // Concurrency: every method may be called from any goroutine.
-type device struct{ fd int }
+type fuseDevice int
 
-// read fills buf with the next request. It returns 0 when the filesystem is
-// unmounted or its connection aborted.
-func (d device) read(buf []byte) (int, error) {
+var _ connection = fuseDevice(0)
+
+// read implements [connection].
+func (d fuseDevice) read(buf []byte) (int, error) {
 	for {
-		n, err := unix.Read(d.fd, buf)
+		n, err := unix.Read(int(d), buf)
 		switch {
 		case err == nil:
 			return n, nil
@@ -80,16 +80,38 @@ func (d device) read(buf []byte) (int, error) {
 	}
 }
 
-// write sends one frame. A request that is no longer waited for (ENOENT) or a
-// connection that is gone (ENODEV) is no failure of ours; told by false.
-func (d device) write(frame []byte) bool {
+// send implements [connection].
+func (d fuseDevice) send(frame []byte) error {
 	for {
-		_, err := unix.Write(d.fd, frame)
+		_, err := unix.Write(int(d), frame)
 		if err != unix.EINTR && err != unix.EAGAIN {
-			return err == nil
+			return err
 		}
 	}
 }
+
+// tryRead implements [connection].
+func (d fuseDevice) tryRead(buf []byte) (int, error) {
+	if err := unix.SetNonblock(int(d), true); err != nil {
+		return 0, err
+	}
+	defer func() { _ = unix.SetNonblock(int(d), false) }()
+	for {
+		n, err := unix.Read(int(d), buf)
+		if err != unix.EINTR && err != unix.ENOENT {
+			return n, err
+		}
+	}
+}
+
+// device is the connection to the kernel, and the frames that are sent to it.
+//
+// Concurrency: every method may be called from any goroutine.
+type device struct{ connection }
+
+// write sends one frame. A request that is no longer waited for (ENOENT) or a
+// connection that is gone (ENODEV) is no failure of ours; told by false.
+func (d device) write(frame []byte) bool { return d.send(frame) == nil }
 
 // replyError answers a request with no data: 0 is success.
 func (d device) replyError(unique uint64, errno syscall.Errno) bool {
@@ -144,13 +166,13 @@ func putOutHeader(b []byte, length int, code int32, unique uint64) {
 
 // Register gives an open file to the kernel for passthrough (linux/fuse.h,
 // struct fuse_backing_map) and returns its backing id. It needs CAP_SYS_ADMIN.
-func (d device) Register(fd int) (int32, error) {
+func (d fuseDevice) Register(fd int) (int32, error) {
 	m := struct {
 		fd      int32
 		flags   uint32
 		padding uint64
 	}{fd: int32(fd)}
-	id, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(d.fd), iocBackingOpen, uintptr(unsafe.Pointer(&m)))
+	id, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(d), iocBackingOpen, uintptr(unsafe.Pointer(&m)))
 	if errno != 0 {
 		return 0, errno
 	}
@@ -158,7 +180,7 @@ func (d device) Register(fd int) (int32, error) {
 }
 
 // Unregister takes a backing id back.
-func (d device) Unregister(id int32) {
+func (d fuseDevice) Unregister(id int32) {
 	v := uint32(id)
-	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(d.fd), iocBackingClose, uintptr(unsafe.Pointer(&v)))
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(d), iocBackingClose, uintptr(unsafe.Pointer(&v)))
 }

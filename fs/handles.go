@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"sync"
@@ -102,6 +103,7 @@ func (t *handles) remove(fh uint64) *handle {
 	return h
 }
 
+// all lists them by number.
 func (t *handles) all() []*handle {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -109,6 +111,7 @@ func (t *handles) all() []*handle {
 	for _, h := range t.m {
 		out = append(out, h)
 	}
+	slices.SortFunc(out, func(a, b *handle) int { return cmp.Compare(a.fh, b.fh) })
 	return out
 }
 
@@ -125,7 +128,7 @@ func (s *Server) openHandle(h *handle) {
 	mu.Lock()
 	defer mu.Unlock()
 	if len(h.data) > maxRecordedText {
-		if h.inStore = s.cfg.Journal != nil && s.keepText(h); !h.inStore {
+		if h.inStore = s.host.journal != nil && s.keepText(h); !h.inStore {
 			return // a successor will not know it
 		}
 	}
@@ -176,6 +179,9 @@ func (h *handle) encode() encoder {
 	e.bytes(h.written)
 	e.uint(h.lastWrite)
 	if st := h.stream; st != nil {
+		if h.node.row.once {
+			st.fill(0) // how it ended, which a snapshot of the engine does not tell
+		}
 		e.uint(uint64(st.watch))
 		e.uint(st.lastRead)
 		st.before.encode(&e)

@@ -45,10 +45,10 @@ const stateKind = 2
 // record appends to the journal. It cannot fail for want of room but at the
 // very end of a full disk; then a crash would lose this one thing.
 func (s *Server) record(kind uint8, e encoder) {
-	if s.cfg.Journal == nil {
+	if s.host.journal == nil {
 		return
 	}
-	_, err := s.cfg.Journal.Append(kind, e)
+	_, err := s.host.journal.Append(kind, e)
 	if was := s.journalFailed.Swap(err != nil); err != nil && !was {
 		s.log.Error("the journal takes no more records: open files and the like would be lost in a crash now", "error", err)
 	}
@@ -57,7 +57,7 @@ func (s *Server) record(kind uint8, e encoder) {
 // room reports whether there is room for a record that adds something, so that
 // those that take away will always find some.
 func (s *Server) room(n int) bool {
-	return s.cfg.Journal == nil || s.cfg.Journal.Room(n, journalReserve) == nil
+	return s.host.journal == nil || s.host.journal.Room(n, journalReserve) == nil
 }
 
 // journalReserve is what is left to records that take away, in bytes.
@@ -178,7 +178,7 @@ func decodeIntent(d *decoder) (id uint64, in intent) {
 // intend records what is about to be done for a request. found is what was
 // about to be done when this request came before.
 func (s *Server) intend(unique uint64, in intent) (found intent, again bool) {
-	if s.cfg.Journal == nil {
+	if s.host.journal == nil {
 		return in, false
 	}
 	id := requestID(unique)

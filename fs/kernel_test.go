@@ -167,10 +167,10 @@ func (k *kernel) send(in []byte) []byte {
 	go func() {
 		buf, out := k.s.buffer(), k.s.buffer()
 		if n := copy(buf[:], in); k.s.dispatch(buf, n, out, func() { close(done) }) {
-			k.s.buffers.Put(buf)
+			k.s.host.buffers.Put(buf)
 			close(done)
 		}
-		k.s.buffers.Put(out)
+		k.s.host.buffers.Put(out)
 		close(served)
 	}()
 	for _, c := range []chan struct{}{served, done} {

@@ -21,7 +21,7 @@ type parked struct {
 	// cancel ends the wait and reports whether it did; if not, its outcome is
 	// on its way. keepPlace: it may be made again in a moment.
 	cancel func(keepPlace bool) bool
-	late   *time.Timer // nil: it may take as long as it takes
+	late   stopper // nil: it may take as long as it takes
 }
 
 func (p *parking) add(unique uint64, cancel func(keepPlace bool) bool) {
@@ -62,6 +62,6 @@ func (s *Server) timeOut(unique uint64, after time.Duration) {
 	s.parking.mu.Lock()
 	defer s.parking.mu.Unlock()
 	if r := s.parking.m[unique]; r != nil {
-		r.late = time.AfterFunc(after, func() { s.endWait(unique, syscall.ETIMEDOUT) })
+		r.late = s.host.after(after, func() { s.endWait(unique, syscall.ETIMEDOUT) })
 	}
 }

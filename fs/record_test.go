@@ -14,7 +14,7 @@ import (
 
 // inheritor is a server that reads the journal of another.
 func inheritor(k *kernel) *Server {
-	s := &Server{cfg: k.s.cfg, engine: k.engine, log: k.s.log, files: k.s.files}
+	s := &Server{cfg: k.s.cfg, host: k.s.host, engine: k.engine, log: k.s.log, files: k.s.files}
 	s.expectRecords()
 	return s
 }

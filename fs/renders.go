@@ -105,11 +105,11 @@ func (s *Server) render(in []byte) {
 		if s.parking.take(h.Unique) {
 			out := s.buffer()
 			s.answer(in, out)
-			s.buffers.Put(out)
+			s.host.buffers.Put(out)
 		}
 	}
 	if s.renders.add(h.Uid, job) {
-		s.running.Go(func() { s.renders.run(job) })
+		s.spawn(func() { s.renders.run(job) })
 	}
 }
 

@@ -3,13 +3,12 @@ package fs
 import (
 	"errors"
 	"slices"
-	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 
 	"lockfs/lockengine"
 )
@@ -22,7 +21,7 @@ import (
 
 // restore brings the state of the journal back, if there is one.
 func (s *Server) restore() error {
-	j, engine := s.cfg.Journal, s.keeper()
+	j, engine := s.host.journal, s.keeper()
 	if j == nil || engine == nil {
 		return nil
 	}
@@ -122,7 +121,7 @@ func (s *Server) takeOver() {
 	if len(s.instance.init) > 0 {
 		out := s.buffer()
 		s.protocol.HandleRequest([][]byte{s.instance.init}, [][]byte{out[:]})
-		s.buffers.Put(out)
+		s.host.buffers.Put(out)
 	}
 	for _, h := range s.handles.all() {
 		if h.stream != nil {
@@ -139,23 +138,26 @@ func (s *Server) takeOver() {
 	slices.SortFunc(resent, func(a, b []byte) int {
 		return int(int64(requestID(uniqueOf(a)) - requestID(uniqueOf(b))))
 	})
-	var slow sync.WaitGroup
+	slow := &pending{done: s.allAnswered}
+	slow.add()
 	for _, in := range resent {
-		s.dispatchCopy(in, &slow)
+		s.dispatchCopy(in, slow)
 	}
 	s.keeper().Claimed()
 	s.dropOrphans(resent, resends)
 	for _, in := range fresh {
-		s.dispatchCopy(in, &slow)
+		s.dispatchCopy(in, slow)
 	}
-	go func() {
-		slow.Wait()
-		s.files.Claimed()
-		s.intents.claimed()
-	}()
+	slow.less()
 	s.sweepOn()
 	s.log.Debug("went on where the process before stopped", "handles", s.handles.count()+s.files.NumHandles(),
 		"nodes", s.files.NumNodes(), "requests_sent_again", len(resent), "took", time.Since(begin).Round(time.Microsecond))
+}
+
+// allAnswered: what was sent again is answered, and will not come again.
+func (s *Server) allAnswered() {
+	s.files.Claimed()
+	s.intents.claimed()
 }
 
 func uniqueOf(in []byte) uint64 { return (*fuse.InHeader)(unsafe.Pointer(&in[0])).Unique }
@@ -164,12 +166,7 @@ func uniqueOf(in []byte) uint64 { return (*fuse.InHeader)(unsafe.Pointer(&in[0])
 // interrupts and FORGETs, so the first other request ends it.
 func (s *Server) collect() (resent, fresh [][]byte) {
 	buf := s.buffer()
-	defer s.buffers.Put(buf)
-	if err := unix.SetNonblock(s.dev.fd, true); err != nil {
-		s.log.Error("cannot look for requests that are sent again", "error", err)
-		return nil, nil
-	}
-	defer func() { _ = unix.SetNonblock(s.dev.fd, false) }()
+	defer s.host.buffers.Put(buf)
 	for {
 		n, err := s.dev.tryRead(buf[:])
 		if err != nil || n < sizeofInHeader {
@@ -203,7 +200,7 @@ const (
 func (s *Server) failInFlight() {
 	s.log.Warn("this kernel cannot send requests again (Linux 6.9 can): what was asked for when the process before died fails with EIO")
 	buf, out := s.buffer(), s.buffer()
-	defer s.buffers.Put(out)
+	defer s.host.buffers.Put(out)
 	n, err := s.dev.read(buf[:])
 	if err != nil || n < sizeofInHeader {
 		return // the reader will meet it again
@@ -215,35 +212,44 @@ func (s *Server) failInFlight() {
 		}
 	}
 	if s.dispatch(buf, n, out, nil) {
-		s.buffers.Put(buf)
+		s.host.buffers.Put(buf)
+	}
+}
+
+// pending counts what is under way, and calls done when nothing is any more.
+type pending struct {
+	n    atomic.Int64
+	done func()
+}
+
+func (p *pending) add() { p.n.Add(1) }
+
+func (p *pending) less() {
+	if p.n.Add(-1) == 0 {
+		p.done()
 	}
 }
 
 // dispatchCopy dispatches a request that is not in a buffer of ours.
-func (s *Server) dispatchCopy(in []byte, slow *sync.WaitGroup) {
+func (s *Server) dispatchCopy(in []byte, slow *pending) {
 	buf, out := s.buffer(), s.buffer()
-	defer s.buffers.Put(out)
+	defer s.host.buffers.Put(out)
 	n := copy(buf[:], in)
-	slow.Add(1)
-	if s.dispatch(buf, n, out, slow.Done) {
-		slow.Done()
-		s.buffers.Put(buf)
+	slow.add()
+	if s.dispatch(buf, n, out, slow.less) {
+		slow.less()
+		s.host.buffers.Put(buf)
 	}
 }
 
 // orphaned: nobody knows the handle, for all that can be known. In doubt it
 // stays; it is seen in tlock/, and rmdir ends it.
-func (h *handle) orphaned(resends bool) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (s *Server) orphaned(h *handle, resends bool) bool {
 	t := h.taking
-	switch {
-	case t.answered:
-		return false
-	case !resends:
+	if !resends {
 		return true // it is told EIO
 	}
-	return t.pid != 0 && errors.Is(unix.Kill(int(t.pid), 0), unix.ESRCH)
+	return t.pid != 0 && !s.host.alive(t.pid)
 }
 
 // dropOrphans gives back what was granted to an open that nobody waits for any
@@ -255,10 +261,21 @@ func (s *Server) dropOrphans(resent [][]byte, resends bool) {
 		again[handleNumber(uniqueOf(in))] = true
 	}
 	for _, h := range s.handles.all() {
-		if h.taking != nil && !again[h.fh] && h.orphaned(resends) {
+		t := h.taking
+		if t == nil || again[h.fh] || h.answered() {
+			continue
+		}
+		if s.orphaned(h, resends) {
 			s.closeHandle(h.fh)
 			s.engine.DropHandle(h.fh)
+			continue
 		}
+		// It was answered, if only that could not be recorded any more. Not to
+		// be asked again: others may have the handle when its opener is gone.
+		h.mu.Lock()
+		t.answered = true
+		s.saveHandle(h)
+		h.mu.Unlock()
 	}
 	for _, fh := range s.keeper().NamedHandles() {
 		if !again[fh] && s.handles.get(fh) == nil {
@@ -272,22 +289,7 @@ func (s *Server) dropOrphans(resent [][]byte, resends bool) {
 func (d device) resend() bool {
 	var b [sizeofOutHeader]byte
 	putOutHeader(b[:], len(b), notifyResend, 0)
-	for {
-		_, err := unix.Write(d.fd, b[:])
-		if err != unix.EINTR && err != unix.EAGAIN {
-			return !errors.Is(err, syscall.EINVAL)
-		}
-	}
-}
-
-// tryRead reads a request if there is one, from a descriptor that does not block.
-func (d device) tryRead(buf []byte) (int, error) {
-	for {
-		n, err := unix.Read(d.fd, buf)
-		if err != unix.EINTR && err != unix.ENOENT {
-			return n, err
-		}
-	}
+	return !errors.Is(d.send(b[:]), syscall.EINVAL)
 }
 
 func numbered(n uint64) (e encoder) {
@@ -300,7 +302,7 @@ func numbered(n uint64) (e encoder) {
 func (s *Server) compact(stop <-chan struct{}) {
 	for {
 		select {
-		case <-s.cfg.Journal.Full():
+		case <-s.host.journal.Full():
 		case <-stop:
 			return
 		}
@@ -312,7 +314,7 @@ func (s *Server) compact(stop <-chan struct{}) {
 
 // snapshot replaces the journal so far by the state it has led to.
 func (s *Server) snapshot() error {
-	c, err := s.cfg.Journal.Compact()
+	c, err := s.host.journal.Compact()
 	if err != nil {
 		return err
 	}

@@ -90,6 +90,7 @@ type Config struct {
 type Server struct {
 	cfg      Config
 	engine   lockengine.Engine
+	host     host
 	dev      device
 	protocol *fuse.ProtocolServer
 	files    *files.FS
@@ -102,7 +103,6 @@ type Server struct {
 	renders renders
 	removed removals
 	notices *notices
-	askers  askers
 
 	instance   instance
 	intents    intents
@@ -115,26 +115,26 @@ type Server struct {
 	// journalFailed: the last record could not be appended, which was logged.
 	journalFailed atomic.Bool
 
-	buffers sync.Pool
 	running sync.WaitGroup // requests on goroutines
 }
 
 // NewServer prepares to serve the connection cfg.FD.
-func NewServer(cfg Config) (*Server, error) {
+func NewServer(cfg Config) (*Server, error) { return newServer(cfg, hostOf(&cfg)) }
+
+func newServer(cfg Config, h host) (*Server, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
-	s := &Server{cfg: cfg, engine: cfg.Engine, dev: device{cfg.FD}, log: cfg.Log, started: cfg.Now(), notices: newNotices()}
-	s.buffers.New = func() any { return ptr([bufferSize]byte{}) }
+	s := &Server{cfg: cfg, engine: cfg.Engine, host: h, dev: device{h.conn}, log: cfg.Log, started: cfg.Now(), notices: newNotices()}
 	filesConfig := files.Config{
-		Dir: cfg.Files, Passthrough: s.dev, AllowOther: cfg.AllowOther, Logger: cfg.Log,
+		Dir: cfg.Files, Passthrough: h.conn, AllowOther: cfg.AllowOther, Logger: cfg.Log,
 	}
 	if cfg.Store != nil {
 		s.filesStore.Store = cfg.Store
 		filesConfig.Store = &s.filesStore
 	}
-	if cfg.Journal != nil {
-		filesConfig.Log = cfg.Journal
+	if h.journal != nil {
+		filesConfig.Log = h.journal
 		s.dynamic.keep = s.keepDynamic
 	}
 	backing, err := files.New(filesConfig)
@@ -166,7 +166,7 @@ func NewServer(cfg Config) (*Server, error) {
 // by letting this process die, since who knows what it left half done, and with
 // which mutex held.
 func (s *Server) panicked(v any) fuse.Status {
-	if s.cfg.Journal != nil {
+	if s.host.journal != nil {
 		panic(v)
 	}
 	stack := make([]byte, 16<<10)
@@ -183,7 +183,7 @@ func (s *Server) Serve() (err error) {
 	if s.cfg.Ready != nil {
 		s.cfg.Ready()
 	}
-	if s.cfg.Journal != nil {
+	if s.host.journal != nil {
 		stop, stopped := make(chan struct{}), make(chan struct{})
 		go func() {
 			defer close(stopped)
@@ -221,7 +221,7 @@ func (s *Server) close(failed error) {
 	_ = s.files.Close()
 }
 
-func (s *Server) buffer() *[bufferSize]byte { return s.buffers.Get().(*[bufferSize]byte) }
+func (s *Server) buffer() *[bufferSize]byte { return s.host.buffers.Get().(*[bufferSize]byte) }
 
 // phantom is a file that go-fuse finds in every root, for a use that is none
 // here.
@@ -260,17 +260,26 @@ func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte, do
 		return true
 	}
 	unique := h.Unique
-	s.running.Go(func() {
+	s.spawn(func() {
 		defer s.condemn(unique)
 		out := s.buffer()
 		s.answer(in[:n], out)
-		s.buffers.Put(out)
-		s.buffers.Put(in)
+		s.host.buffers.Put(out)
+		s.host.buffers.Put(in)
 		if done != nil {
 			done()
 		}
 	})
 	return false
+}
+
+// spawn runs part of a request on a goroutine of its own.
+func (s *Server) spawn(f func()) {
+	s.running.Add(1)
+	s.host.spawn(func() {
+		defer s.running.Done()
+		f()
+	})
 }
 
 // answer has go-fuse parse the request and call raw.
@@ -294,7 +303,7 @@ func (s *Server) answer(in []byte, out *[bufferSize]byte) {
 // not serve it: it gets EIO.
 func (s *Server) condemn(unique uint64) {
 	if v := recover(); v != nil {
-		if s.cfg.Journal != nil {
+		if s.host.journal != nil {
 			s.record(recDeadly, numbered(requestID(unique)))
 		}
 		panic(v)

@@ -109,6 +109,9 @@ func (st *stream) answer(unique uint64, size int) bool {
 	if st.fill(size); !st.ready() {
 		return false
 	}
+	if st.h.node.row.once {
+		before = st.at // nobody else knows it any more
+	}
 	text := st.cut(size)
 	st.before, st.lastRead = before, requestID(unique)
 	st.s.saveHandle(st.h)
@@ -127,7 +130,7 @@ func (st *stream) cut(size int) []byte {
 func (st *stream) rearm() {
 	if !st.armed && len(st.readers)+len(st.polls) > 0 {
 		st.armed = true
-		st.arm(st.at.cursor, func() { go st.wake() }) // not on the goroutine that grants locks
+		st.arm(st.at.cursor, func() { st.s.host.spawn(st.wake) }) // not on the goroutine that grants locks
 	}
 }
 
@@ -332,8 +335,8 @@ func newWaitStream(s *Server, n node) *stream {
 		defer mu.Unlock()
 		if end = e; wake != nil {
 			wake()
-		} else if s.cfg.Journal != nil {
-			go st.keepEnd()
+		} else if s.host.journal != nil {
+			s.host.spawn(st.keepEnd)
 		}
 	}
 	st.next = func(cursor uint64, _ int) (string, uint64, bool) {
@@ -354,7 +357,7 @@ func newWaitStream(s *Server, n node) *stream {
 	}
 	st.resume = func() {
 		if !st.at.ended && !s.keeper().Rewatch(st.watch, ended) {
-			ended(lockengine.Lost)
+			ended(s.endOf(n.token))
 		}
 	}
 	st.arm = func(_ uint64, w func()) {
@@ -366,6 +369,28 @@ func newWaitStream(s *Server, n node) *stream {
 	}
 	st.disarm = func() { s.engine.Unwatch(st.watch) }
 	return st
+}
+
+// endOf is how a lock ended that was watched, as far as the event log reaches.
+func (s *Server) endOf(token uint64) lockengine.End {
+	var end lockengine.End
+	for after := uint64(0); end == 0; {
+		events, missed := s.engine.Events(after, 512)
+		for i := range events {
+			if e := &events[i]; e.Token == token && endOfEvent[e.Kind] != 0 {
+				end = endOfEvent[e.Kind]
+			}
+		}
+		if after += missed + uint64(len(events)); len(events) == 0 {
+			return lockengine.Lost
+		}
+	}
+	return end
+}
+
+var endOfEvent = map[lockengine.EventKind]lockengine.End{
+	lockengine.EventReleased: lockengine.Released, lockengine.EventExpired: lockengine.Expired,
+	lockengine.EventForced: lockengine.Forced, lockengine.EventLost: lockengine.Lost,
 }
 
 // now is the engine's time.

@@ -48,7 +48,7 @@ func (s *Server) openTake(n node, in fuse.OpenIn) {
 	if in.Flags&syscall.O_NONBLOCK != 0 || w.bounded && w.wait == 0 {
 		try := func() { granted(s.engine.Try(req)) }
 		if s.cfg.Durable {
-			s.running.Go(try)
+			s.spawn(try)
 		} else {
 			try()
 		}
@@ -85,7 +85,7 @@ func (s *Server) namedRequest(name, kind string, timeout time.Duration, h *fuse.
 	if uid, reserved := nameUID(name); reserved && h.Uid != 0 && h.Uid != uid {
 		return lockengine.Request{}, syscall.EPERM
 	}
-	from := s.askers.of(int32(h.Pid), s.now().Boot)
+	from := s.host.asker(int32(h.Pid), s.now().Boot)
 	return lockengine.Request{
 		Class:   lockengine.Named,
 		Name:    name,
@@ -144,4 +144,11 @@ func (s *Server) readTaken(h *handle) syscall.Errno {
 		s.saveHandle(h)
 	}
 	return 0
+}
+
+// answered: the kernel knows the handle of a taking.
+func (h *handle) answered() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.taking.answered
 }

@@ -244,8 +244,8 @@ func renderStats(s *Server, _ node, uid uint32) ([]byte, error) {
 	if s.showsToken(uid, 0) {
 		fmt.Fprintf(&b, "last_token %d\n", st.LastToken)
 	}
-	if s.cfg.Journal != nil {
-		j := s.cfg.Journal.Stats()
+	if s.host.journal != nil {
+		j := s.host.journal.Stats()
 		fmt.Fprintf(&b, "journal_log_bytes %d\njournal_snapshot_bytes %d\njournal_records %d\njournal_syncs %d\njournal_compactions %d\n",
 			j.Log, j.Snapshot, j.Appends, j.Syncs, j.Compactions)
 	}

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/user"
 	"regexp"
@@ -117,8 +118,12 @@ const clockTick = int64(10 * time.Millisecond)
 // ticks is when the process started, as field 22 of proc_pid_stat(5) has it.
 func (st processStat) ticks() string { return strconv.FormatInt(st.start/clockTick, 10) }
 
-// statOf reads it. ok is false when the thread is gone, or dead and not yet
-// waited for.
+// exiting is PF_EXITING of linux/sched.h: what a thread has open may still be
+// being closed, but it makes no more calls.
+const exiting = 0x4
+
+// statOf reads it. ok is false when the thread is gone, or exiting, or dead and
+// not yet waited for.
 func statOf(tid int32) (st processStat, ok bool) {
 	b, err := readProc(tid, "stat")
 	// The command, field 2, may hold blanks and parentheses.
@@ -128,6 +133,9 @@ func statOf(tid int32) (st processStat, ok bool) {
 	}
 	f := strings.Fields(string(b[end+1:]))
 	if len(f) < 20 || f[0] == "Z" || f[0] == "X" {
+		return st, false
+	}
+	if flags, err := strconv.ParseUint(f[6], 10, 32); err != nil || flags&exiting != 0 {
 		return st, false
 	}
 	ticks, err := strconv.ParseInt(f[19], 10, 64)
@@ -288,3 +296,18 @@ const (
 	posixSetlkw64 = 14 // F_SETLKW64 of 32-bit programs
 	ofdSetlkw     = 38 // F_OFD_SETLKW
 )
+
+// processRuns reports whether a process has a thread that is not about to end.
+func processRuns(pid int32) bool {
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return false
+	}
+	for _, task := range tasks {
+		tid, _ := strconv.ParseInt(task.Name(), 10, 32)
+		if _, ok := statOf(int32(tid)); ok {
+			return true
+		}
+	}
+	return false
+}

@@ -139,5 +139,6 @@ func (c *core) placeOf(req *Request) *place {
 func (c *core) answered(req *Request) {
 	if p := c.placeOf(req); p != nil {
 		c.forgetPlace(p)
+		c.changes++ // also when the answer itself changes nothing
 	}
 }

@@ -174,11 +174,15 @@ func (c *core) enqueue(req *Request) *waiter {
 	w := c.pools.waiter.get()
 	w.req = *req
 	p := c.placeOf(req)
+	w.since = c.now
 	if p != nil {
-		w.id, w.since = p.id, p.since
+		w.id = p.id
 	} else {
 		c.nextWaiter++
-		w.id, w.since = c.nextWaiter, c.now
+		w.id = c.nextWaiter
+	}
+	if p != nil && req.Class != Named {
+		w.since = p.since // the kernel goes on with the same call; an open is another one
 	}
 	c.link(w)
 	if p != nil {

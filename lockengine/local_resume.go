@@ -257,7 +257,7 @@ func (c *claim) undo() command {
 	return command{op: opUnlock, req: c.req}
 }
 
-// NamedHandles lists the handles with which named locks go.
+// NamedHandles lists the handles with which named locks go, in order.
 func (l *Local) NamedHandles() (ids []uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -266,6 +266,7 @@ func (l *Local) NamedHandles() (ids []uint64) {
 			ids = append(ids, id)
 		}
 	}
+	slices.Sort(ids)
 	return ids
 }
 

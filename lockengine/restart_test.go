@@ -78,6 +78,56 @@ func TestKeyMadeAgain(t *testing.T) {
 	require.ErrorIs(t, err, lockengine.ErrHeld)
 }
 
+// A request that is answered at once forgets its place, which counts also when
+// it changes nothing else: the next one must not find it in a replay only.
+func TestForgottenPlaceIsRecorded(t *testing.T) {
+	clock, m := enginetest.NewClock(), &memLog{}
+	l := start(t, clock, m, lockengine.Resumption{})
+	flock := func(owner uint64) lockengine.Request {
+		return lockengine.Request{
+			Class: lockengine.Flock, Name: "file", Owner: lockengine.Owner{Session: 1, ID: owner}, Handle: owner, Mode: lockengine.Exclusive,
+		}
+	}
+	unlock := func(owner uint64) {
+		l.Unlock(lockengine.Flock, "file", lockengine.Owner{Session: 1, ID: owner}, lockengine.Whole)
+	}
+	_, err := l.Try(flock(1))
+	require.NoError(t, err)
+	id, _ := wait(t, l, flock(2))
+	require.True(t, l.Cancel(id, true))
+	unlock(1)
+	_, err = l.Try(flock(2))
+	require.NoError(t, err)
+	_, id, err = l.Wait(flock(2), none)
+	require.NoError(t, err)
+	require.Zero(t, id, "it has it already")
+	unlock(2)
+	_, err = l.Try(flock(1))
+	require.NoError(t, err)
+	third, _ := wait(t, l, flock(3))
+	second, _ := wait(t, l, flock(2))
+	require.Less(t, third, second)
+	again := start(t, clock, m.copy(), sameMount)
+	require.Equal(t, l.Snapshot(), again.Snapshot())
+}
+
+// An open that a signal ended has its place back when it is made again, but not
+// its patience: for how long it has waited counts anew.
+func TestPlaceOfNamedWaitsAnew(t *testing.T) {
+	clock, m := enginetest.NewClock(), &memLog{}
+	l := start(t, clock, m, lockengine.Resumption{})
+	_, err := l.Try(named("x", 1, time.Hour))
+	require.NoError(t, err)
+	first, _ := wait(t, l, named("x", 2, time.Hour))
+	clock.Pass(time.Minute)
+	require.True(t, l.Cancel(first, true))
+	req := named("x", 2, time.Hour)
+	req.Key = 3
+	again, _ := wait(t, l, req)
+	require.Equal(t, first, again)
+	require.Equal(t, clock.Now(), l.Waiters(lockengine.Named, "x")[0].Since)
+}
+
 // Who waits goes on waiting in its place, with the callback of the claim.
 func TestClaims(t *testing.T) {
 	clock, m := enginetest.NewClock(), &memLog{}

@@ -1,0 +1,72 @@
+package fs
+
+import (
+	"sync"
+	"time"
+
+	"lockfs/fs/files"
+	"lockfs/lockengine/journal"
+)
+
+// host is all that a server has around it, but for the engine and the backing
+// files. The simulation puts others in their place, which do nothing by chance.
+type host struct {
+	conn connection
+	// journal; nil: there is none.
+	journal recordLog
+	// spawn runs f on another goroutine, after later does so when d has passed.
+	spawn func(f func())
+	after func(d time.Duration, f func()) stopper
+	// buffers hold a request or an answer each: *[bufferSize]byte.
+	buffers bufferPool
+	// alive reports whether a process still runs, asker tells of that of a thread.
+	alive func(pid int32) bool
+	asker func(tid int32, now int64) asker
+}
+
+// connection is the kernel's end: frames are read from it and sent to it.
+type connection interface {
+	files.Passthrough
+	// read fills buf with the next request. It returns 0 when the filesystem
+	// is unmounted or its connection aborted.
+	read(buf []byte) (int, error)
+	// send gives the kernel a reply or a notification.
+	send(frame []byte) error
+	// tryRead does so if there is one; else it fails with EAGAIN.
+	tryRead(buf []byte) (int, error)
+}
+
+// recordLog is what a server needs of its journal.
+type recordLog interface {
+	files.Log
+	Replay(apply func(kind uint8, data []byte) error) (journal.Report, error)
+	Full() <-chan struct{}
+	Compact() (*journal.Compaction, error)
+	Stats() journal.Stats
+}
+
+// bufferPool is what a [sync.Pool] does.
+type bufferPool interface {
+	Get() any
+	Put(any)
+}
+
+// stopper is a timer.
+type stopper interface{ Stop() bool }
+
+// hostOf is the host of a server that runs.
+func hostOf(cfg *Config) host {
+	askers := &askers{}
+	h := host{
+		conn:    fuseDevice(cfg.FD),
+		spawn:   func(f func()) { go f() },
+		after:   func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) },
+		buffers: &sync.Pool{New: func() any { return new([bufferSize]byte) }},
+		alive:   processRuns,
+		asker:   askers.of,
+	}
+	if cfg.Journal != nil {
+		h.journal = cfg.Journal
+	}
+	return h
+}

@@ -1,0 +1,114 @@
+package fs
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// run makes a run and returns what was wrong, "" if nothing was.
+func (s *sim) run(steps int) (wrong string) {
+	defer func() {
+		simBuffers.Put(s.in[0])
+		simBuffers.Put(s.in[1])
+		if s.server != nil && s.life != nil {
+			_ = s.server.files.Close()
+		}
+		if v := recover(); v != nil {
+			f, ok := v.(simFailure)
+			if !ok {
+				f.what = fmt.Sprintf("panic: %v\n%s", v, debug.Stack())
+			}
+			shown := traceShown
+			if *simSeed != 0 {
+				shown = traceLength
+			}
+			wrong = fmt.Sprintf("%s\n%s", strings.Join(s.trace[max(0, len(s.trace)-shown):], "\n"), f.what)
+		}
+	}()
+	s.mount()
+	for range steps {
+		s.step()
+	}
+	s.drain()
+	return ""
+}
+
+func simDir(t testing.TB) string {
+	dir := t.TempDir()
+	for i := range simFiles {
+		if err := os.WriteFile(filepath.Join(dir, simFileName(i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+var simSeed = flag.Uint64("seed", 0, "make this run of TestSimulation only, and show all of it")
+
+// simSteps is how long a run is, but for the end of its processes.
+const simSteps = 600
+
+// simulate makes a run, and says how to repeat it if something was wrong.
+func simulate(t *testing.T, seed uint64, dir string) *sim {
+	t.Helper()
+	s := newSim(seed, dir)
+	if wrong := s.run(simSteps); wrong != "" {
+		t.Fatalf("%s\n\nstep %d of seed %d. To repeat it: go test ./fs -run TestSimulation$ -seed=%d", wrong, s.steps, seed, seed)
+	}
+	return s
+}
+
+// Seeds that found a fault once.
+var simSeeds = []uint64{269264653211974, 11705731360595, 173005550785027}
+
+// Whatever clients do, and whenever the server crashes, they see what was
+// promised.
+func TestSimulation(t *testing.T) {
+	dir := simDir(t)
+	if *simSeed != 0 {
+		simulate(t, *simSeed, dir)
+		return
+	}
+	for _, seed := range simSeeds {
+		simulate(t, seed, dir)
+	}
+	long := simDuration(t)
+	began := time.Now()
+	seeds, steps := 0, 0
+	for seed := rand.Uint64() >> 16; time.Since(began) < long && !t.Failed(); seed++ {
+		steps += simulate(t, seed, dir).steps
+		seeds++
+	}
+	t.Logf("%d seeds, %d steps in %v", seeds, steps, time.Since(began).Round(time.Second))
+}
+
+func simDuration(t *testing.T) time.Duration {
+	text := os.Getenv("LOCKFS_SIM_SECONDS")
+	if text == "" {
+		return time.Minute
+	}
+	seconds, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("LOCKFS_SIM_SECONDS is %q, want a number", text)
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+// A seed gives the same run each time, or it could not be repeated.
+func TestSimulationRepeats(t *testing.T) {
+	dir := simDir(t)
+	for seed := range uint64(10) {
+		first, second := simulate(t, seed, dir), simulate(t, seed, dir)
+		if first.sum() != second.sum() {
+			t.Fatalf("two runs of seed %d differ", seed)
+		}
+	}
+}
