@@ -2,6 +2,7 @@ package fs
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"syscall"
@@ -60,6 +61,8 @@ type simOp struct {
 	began     int64  // boot time
 	step      int    // of the run
 	reads     int    // how often it was read
+	firstRead int64  // boot time: not done before,
+	lastRead  int64  // not done after
 	blocked   bool   // it was waiting at the end of a step
 	since     int64  // from then on
 	arrival   uint64 // its place among those that wait; 0: none
@@ -171,10 +174,6 @@ func (m *simModel) begin(op *simOp, unique uint64) {
 	if op.kind == askRead {
 		op.inc.asked = true
 	}
-	if op.kind == askRenew {
-		op.inc.low = min(op.inc.low, m.now.Boot+int64(op.timeout))
-		op.inc.high = max(op.inc.high, m.now.Boot+int64(op.timeout))
-	}
 }
 
 // beginLock: from now on its owner is not sure to hold what the call may take
@@ -249,7 +248,10 @@ func (m *simModel) blockerBut(op *simOp, rumours bool, but *simOwner) *simOwner 
 
 // read is when the server takes a request.
 func (m *simModel) read(op *simOp) {
-	op.reads++
+	if op.reads++; op.reads == 1 {
+		op.firstRead = m.now.Boot
+	}
+	op.lastRead = m.now.Boot
 	if op.kind == askLock && op.class == lockengine.Record && !op.ofd && m.closesCycle(op, true) {
 		op.cycle = true
 	}
@@ -289,6 +291,8 @@ func (m *simModel) vanish(op *simOp) {
 		m.rumour(op)
 	case askRmdir:
 		m.mayHaveEnded(op)
+	case askRenew:
+		op.inc.low, op.inc.high = min(op.inc.low, op.low()), max(op.inc.high, op.high())
 	}
 }
 
@@ -568,7 +572,7 @@ func (m *simModel) checkUnanswered(op *simOp) {
 		m.fail("it waits in a deadlock: %v", op)
 	case op.kind == askTake:
 		m.checkTaking(op)
-	case op.kind == askAwait && (op.inc.gone || m.now.Boot >= op.inc.high) && len(m.life.tasks) == 0:
+	case op.kind == askAwait && (op.inc.gone || m.now.Boot >= m.high(op.inc)) && len(m.life.tasks) == 0:
 		m.fail("it waits for the end of what has ended: %v", op)
 	}
 }
@@ -624,6 +628,40 @@ type simIncarnation struct {
 	unsure    int  // the step in which it was found to be over, for one reason or another; 0: it was not
 }
 
+// low is before which it does not end by itself, with what may have been done to
+// renew it and was not told yet.
+func (m *simModel) low(inc *simIncarnation) int64 {
+	low := inc.low
+	for op := range m.renewals(inc) {
+		low = min(low, op.low())
+	}
+	return low
+}
+
+// high is after which it is not there any more.
+func (m *simModel) high(inc *simIncarnation) int64 {
+	high := inc.high
+	for op := range m.renewals(inc) {
+		high = max(high, op.high())
+	}
+	return high
+}
+
+// renewals are those that were read and not answered.
+func (m *simModel) renewals(inc *simIncarnation) iter.Seq[*simOp] {
+	return func(yield func(*simOp) bool) {
+		for op := range m.inFlight {
+			if op.kind == askRenew && op.inc == inc && op.reads > 0 && !yield(op) {
+				return
+			}
+		}
+	}
+}
+
+// low and high are when a lock ends that the call has renewed.
+func (op *simOp) low() int64  { return op.firstRead + int64(op.timeout) }
+func (op *simOp) high() int64 { return op.lastRead + int64(op.timeout) }
+
 func (i *simIncarnation) String() string { return i.name + "@" + itoa(i.token) }
 func (i *simIncarnation) hold() bool     { return i.timeout == 0 }
 
@@ -641,7 +679,7 @@ func (m *simModel) lastOf(name string) *simIncarnation {
 
 // sure: its holder can rely on it.
 func (m *simModel) sure(inc *simIncarnation) bool {
-	if inc.token == 0 || inc.gone || inc.closing && !inc.detached || inc.forced || m.now.Boot >= inc.low || inc.shaky && inc.opener.dying {
+	if inc.token == 0 || inc.gone || inc.closing && !inc.detached || inc.forced || m.now.Boot >= m.low(inc) || inc.shaky && inc.opener.dying {
 		return false
 	}
 	for op := range m.inFlight {
@@ -661,7 +699,7 @@ func (m *simModel) most(inc *simIncarnation, op *simOp) bool {
 	if inc.desc != nil && !inc.detached && !inc.asked && inc.desc.released != 0 && inc.desc.released < op.unique {
 		return false
 	}
-	return !inc.gone && m.now.Boot < inc.high
+	return !inc.gone && m.now.Boot < m.high(inc)
 }
 
 // held returns an incarnation that may be what the call found.
@@ -695,7 +733,7 @@ func (m *simModel) forgetRumours() {
 		return i.token == 0 && (i.taken || m.now.Boot >= i.high)
 	})
 	if n := len(m.incs) - 40; n > 0 {
-		m.incs = slices.DeleteFunc(m.incs, func(i *simIncarnation) bool { n--; return n >= 0 && (i.gone || m.now.Boot >= i.high) })
+		m.incs = slices.DeleteFunc(m.incs, func(i *simIncarnation) bool { n--; return n >= 0 && (i.gone || m.now.Boot >= m.high(i)) })
 	}
 }
 
@@ -753,7 +791,7 @@ func (m *simModel) mustHaveEnded(inc *simIncarnation, op *simOp) {
 		m.fail("%v was granted while %v is held", op, inc)
 	}
 	inc.gone = true
-	if m.now.Boot >= inc.low || inc.forced || inc.shaky || inc.closing && !inc.detached {
+	if m.now.Boot >= m.low(inc) || inc.forced || inc.shaky || inc.closing && !inc.detached {
 		inc.unsure = m.steps
 		return
 	}
@@ -877,11 +915,7 @@ func (m *simModel) released(d *simDescription) {
 func (m *simModel) renewed(op *simOp, errno syscall.Errno) {
 	switch errno {
 	case 0:
-		since := m.now.Boot
-		if op.limbo {
-			since = op.limboAt
-		}
-		op.inc.low, op.inc.high = since+int64(op.timeout), m.now.Boot+int64(op.timeout)
+		op.inc.low, op.inc.high = op.low(), op.high()
 	case syscall.ENOENT:
 		if m.sure(op.inc) {
 			m.fail("ENOENT though it is held: %v", op)
@@ -901,7 +935,7 @@ func (m *simModel) endTold(op *simOp, errno syscall.Errno, body []byte) {
 		m.fail("told that it has ended: %v", op)
 	}
 	said := strings.TrimSuffix(string(body), "\n")
-	if said == "expired" && m.now.Boot < op.inc.low || said == "lost" ||
+	if said == "expired" && m.now.Boot < m.low(op.inc) || said == "lost" ||
 		said != "" && !slices.Contains(endNames[:], said+"\n") || said == "forced" && !op.inc.hold() {
 		m.fail("told %q: %v", said, op)
 	}
