@@ -762,8 +762,9 @@ func (m *simModel) took(op *simOp, token uint64) {
 		if inc.name == op.name && inc.token != 0 && !inc.gone {
 			m.mustHaveEnded(inc, op)
 		}
-		if inc.name == op.name && inc.token == 0 {
-			inc.gone = true
+		if inc.name == op.name && inc.token == 0 && !inc.gone {
+			// A release that is under way may have ended it, and nothing else.
+			inc.gone, inc.unsure = true, m.steps
 		}
 		if inc.name == masterOf(op.name) && inc.opener != op.task.proc && m.sure(inc) {
 			m.fail("%v was granted while %v is held", op, inc)
