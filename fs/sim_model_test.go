@@ -23,9 +23,10 @@ type simModel struct {
 	incs      []*simIncarnation
 	ghosts    []*simOp // interrupted, their places kept for a moment
 	arrivals  uint64
-	lastToken uint64 // told before this step
-	stepToken uint64 // told by now
-	granted   []*simOp
+	lastToken uint64   // told before this step
+	stepToken uint64   // told by now
+	granted   []*simOp // in this step
+	retaken   []*simOp // in this step they took the place back that they had
 	inStep    bool
 	unknown   int // opens that vanished, done or not: the server is not told, and keeps them
 }
@@ -261,6 +262,7 @@ func (m *simModel) read(op *simOp) {
 	i := slices.Index(m.ghosts, op)
 	if i >= 0 {
 		m.ghosts = slices.Delete(m.ghosts, i, i+1)
+		m.retaken = append(m.retaken, op)
 	} else {
 		m.arrivals++
 		op.arrival = m.arrivals
@@ -495,7 +497,7 @@ func (m *simModel) closed(d *simDescription) {
 
 // beginStep is before the server does anything.
 func (m *simModel) beginStep() {
-	m.granted, m.lastToken, m.inStep = m.granted[:0], m.stepToken, true
+	m.granted, m.retaken, m.lastToken, m.inStep = m.granted[:0], m.retaken[:0], m.stepToken, true
 	m.ghosts = slices.DeleteFunc(m.ghosts, func(op *simOp) bool { return m.now.Boot-op.since >= int64(lockengine.GhostTime) })
 }
 
@@ -515,6 +517,11 @@ func (m *simModel) crashed() {
 		if r.op.kind == askTake && m.inStep && (r.op.bounded || r.op.timeout != 0) {
 			// It may be decided, and over before it is told: then it waits anew.
 			r.op.blocked, r.op.moved = false, true
+		}
+	}
+	if m.inStep {
+		for _, op := range m.retaken {
+			op.moved = true // or it did not: then its place is kept for a second only
 		}
 	}
 	m.inStep = false
