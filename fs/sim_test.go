@@ -56,10 +56,18 @@ var simSeed = flag.Uint64("seed", 0, "make this run of TestSimulation only, and 
 // simSteps is how long a run is, but for the end of its processes.
 const simSteps = 600
 
+// simTooLong is how long no run takes, on any machine: most take some
+// hundredths of a second.
+const simTooLong = time.Minute
+
 // simulate makes a run, and says how to repeat it if something was wrong.
 func simulate(t *testing.T, seed uint64, dir string) *sim {
 	t.Helper()
 	s := newSim(seed, dir)
+	defer time.AfterFunc(simTooLong, func() {
+		debug.SetTraceback("all")
+		panic(fmt.Sprintf("seed %d does not end", seed))
+	}).Stop()
 	if wrong := s.run(simSteps); wrong != "" {
 		t.Fatalf("%s\n\nstep %d of seed %d. To repeat it: go test ./fs -run TestSimulation$ -seed=%d", wrong, s.steps, seed, seed)
 	}

@@ -45,6 +45,7 @@ type sim struct {
 	late    []*simRequest // RELEASEs that will be queued
 	lastTID int32
 	steps   int
+	served  int  // how often the server did something
 	calm    bool // no more calls, signals or crashes
 	weights simWeights
 
@@ -67,6 +68,10 @@ const (
 	traceShown  = 150
 	traceLength = 3000
 )
+
+// simServed bounds how often the server does something in a run. Those of
+// simSteps steps take less than a tenth of that.
+const simServed = 20_000
 
 func newSim(seed uint64, dir string) *sim {
 	s := &sim{
@@ -292,6 +297,9 @@ func (s *sim) goTo(boot int64) {
 // process if it crashed.
 func (s *sim) serve(f func()) {
 	l := s.life
+	if s.served++; s.served > simServed {
+		s.fail("it comes to no rest")
+	}
 	if s.calm {
 		l.acts = -1
 	}
