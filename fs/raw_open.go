@@ -135,8 +135,8 @@ func (s *Server) write(h *handle, in *fuse.WriteIn, data []byte) error {
 	}
 	l, err := s.lockOf(h.node)
 	if err != nil {
-		if _, again := s.intended(in.Unique); again {
-			return nil // it renewed a lock that has ended since
+		if was, again := s.intended(in.Unique); again && s.now().Boot < was.expiry {
+			return nil // it was released since. One that ran out may not have been renewed.
 		}
 		return err
 	}
