@@ -58,19 +58,20 @@ type simOp struct {
 	task *simTask
 	slow bool // may be answered in a later step than it is read
 
-	unique    uint64 // of the request
-	began     int64  // boot time
-	step      int    // of the run
-	reads     int    // how often it was read
-	firstRead int64  // boot time: not done before,
-	lastRead  int64  // not done after
-	blocked   bool   // it was waiting at the end of a step
-	since     int64  // from then on
-	arrival   uint64 // its place among those that wait; 0: none
-	moved     bool   // its place is not known any more
-	restarted bool   // made again after a signal
-	limbo     bool   // the server crashed, and nobody knows whether it was done
-	limboAt   int64
+	unique      uint64 // of the request
+	began       int64  // boot time
+	step        int    // of the run
+	reads       int    // how often it was read
+	firstRead   int64  // boot time: not done before,
+	lastRead    int64  // not done after
+	blocked     bool   // it was waiting at the end of a step
+	since       int64  // from then on
+	arrival     uint64 // its place among those that wait; 0: none
+	moved       bool   // its place is not known any more
+	restarted   bool   // made again after a signal
+	limbo       bool   // the server crashed, and nobody knows whether it was done
+	limboAt     int64
+	limboServed int // sim.served by then
 
 	// Of locks on files.
 	class    lockengine.Class
@@ -396,6 +397,13 @@ func (m *simModel) lockGranted(op *simOp, o *simOwner) {
 func (m *simModel) keepPlace(op *simOp) {
 	m.ghosts = append(m.ghosts, op)
 	op.restarted, op.since = true, m.now.Boot
+	// A server that takes over reads a request before it goes on with the
+	// interrupt that came before.
+	for _, r := range m.kernel.sent {
+		if !r.op.blocked && r.op.same(op) {
+			r.op.moved, op.moved = true, true
+		}
+	}
 }
 
 func (op *simOp) same(o *simOp) bool {
@@ -510,7 +518,7 @@ func (m *simModel) crashed() {
 		}
 	}
 	for _, r := range m.kernel.sent {
-		r.op.setLimbo(m.now.Boot)
+		r.op.setLimbo(m.sim)
 		if r.interrupted {
 			r.op.moved = true // its place may be kept since, for a second only
 		}
@@ -527,15 +535,15 @@ func (m *simModel) crashed() {
 	m.inStep = false
 	for _, r := range m.kernel.pending { // it was told to send them again
 		if isResent(r.unique) {
-			r.op.setLimbo(m.now.Boot)
+			r.op.setLimbo(m.sim)
 			r.op.moved = r.op.moved || r.interrupted
 		}
 	}
 }
 
-func (op *simOp) setLimbo(at int64) {
+func (op *simOp) setLimbo(s *sim) {
 	if !op.limbo {
-		op.limbo, op.limboAt = true, at
+		op.limbo, op.limboAt, op.limboServed = true, s.now.Boot, s.served
 	}
 }
 
@@ -621,6 +629,7 @@ func (m *simModel) keptBy(w, op *simOp) bool {
 type simIncarnation struct {
 	name      string
 	token     uint64
+	told      int // in which step of the server
 	timeout   time.Duration
 	low, high int64 // it ends by itself not before, not after
 	desc      *simDescription
@@ -673,6 +682,17 @@ func (i *simIncarnation) String() string { return i.name + "@" + itoa(i.token) }
 func (i *simIncarnation) hold() bool     { return i.timeout == 0 }
 
 const simForever = int64(1) << 62
+
+// lastBefore is the token of the name that was told last before the crash
+// since which nobody knows of the call.
+func (m *simModel) lastBefore(op *simOp) (last uint64) {
+	for _, inc := range m.incs {
+		if inc.name == op.name && inc.told <= op.limboServed {
+			last = max(last, inc.token)
+		}
+	}
+	return last
+}
 
 // lastOf is the incarnation that was told last.
 func (m *simModel) lastOf(name string) *simIncarnation {
@@ -755,18 +775,20 @@ func (m *simModel) mayHaveEnded(op *simOp) {
 // took enters a lock that its taker is told of now.
 func (m *simModel) took(op *simOp, token uint64) {
 	last := m.lastToken
-	if inc := m.lastOf(op.name); op.limbo {
-		last = 0 // it may have been granted before the crash, and only be told after others
-		if inc != nil {
-			last = inc.token
-		}
+	if op.limbo {
+		last = m.lastBefore(op) // it may have been granted before the crash, and only be told after others
 	}
 	if token <= last {
 		m.fail("%v got token %d, but %d was told before", op, token, last)
 	}
 	m.stepToken = max(m.stepToken, token)
+	late := false // others were told first that they have it since
 	for _, inc := range m.incs {
-		if inc.name == op.name && inc.token != 0 && !inc.gone {
+		switch {
+		case inc.name != op.name || inc.token == 0:
+		case token < inc.token:
+			late = true
+		case !inc.gone:
 			m.mustHaveEnded(inc, op)
 		}
 		if inc.name == op.name && inc.token == 0 && !inc.gone {
@@ -778,7 +800,7 @@ func (m *simModel) took(op *simOp, token uint64) {
 			m.fail("%v was granted while %v is held", op, inc)
 		}
 	}
-	inc := &simIncarnation{name: op.name, token: token, timeout: op.timeout, low: simForever, high: simForever, taken: op.kind == askTake, opener: op.task.proc}
+	inc := &simIncarnation{name: op.name, token: token, timeout: op.timeout, low: simForever, high: simForever, taken: op.kind == askTake, opener: op.task.proc, told: m.served}
 	if op.timeout != 0 {
 		since := m.now.Boot
 		if op.limbo {
@@ -788,6 +810,9 @@ func (m *simModel) took(op *simOp, token uint64) {
 	}
 	if op.task.proc.dying {
 		inc.closing = inc.taken
+	}
+	if late {
+		m.mustHaveEnded(inc, op)
 	}
 	op.inc = inc
 	m.incs = append(m.incs, inc)
