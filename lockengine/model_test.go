@@ -281,7 +281,10 @@ func (m *model) wait(r Request) (uint64, WaiterID, error) {
 	w := mWait{id: place.id, req: r, since: place.since}
 	if w.id == 0 {
 		m.lastID++
-		w.id, w.since = m.lastID, m.now
+		w.id = m.lastID
+	}
+	if place.id == 0 || r.Class == Named { // an open made again is another call
+		w.since = m.now
 	}
 	m.waits = append(m.waits, w)
 	slices.SortFunc(m.waits, func(a, b mWait) int { return int(a.id) - int(b.id) })
