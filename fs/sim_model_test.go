@@ -932,6 +932,7 @@ func (m *simModel) tokenRead(op *simOp, errno syscall.Errno, body []byte) {
 	switch {
 	case errno == syscall.EINTR && op.reads == 0:
 	case errno == syscall.EIO && op.inc.hold() && !m.sure(op.inc):
+	case errno == syscall.EBADF && op.inc.shaky && op.inc.opener.dying: // see dropOrphans
 	case errno == 0 && string(body) == itoa(op.inc.token)+"\n":
 		op.inc.detached = op.inc.detached || !op.inc.hold()
 	default:
