@@ -182,15 +182,9 @@ func (r *raw) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
 		r.FS.Release(cancel, in)
 		return
 	}
-	h := r.s.closeHandle(in.Fh)
-	if h == nil {
-		return
-	}
-	if h.stream != nil {
+	r.s.engine.DropHandle(in.Fh) // first: sent again, it is still known
+	if h := r.s.closeHandle(in.Fh); h != nil && h.stream != nil {
 		h.stream.close()
-	}
-	if h.taking != nil {
-		r.s.engine.DropHandle(h.fh)
 	}
 }
 

@@ -266,8 +266,8 @@ func (s *Server) dropOrphans(resent [][]byte, resends bool) {
 			continue
 		}
 		if s.orphaned(h, resends) {
-			s.closeHandle(h.fh)
 			s.engine.DropHandle(h.fh)
+			s.closeHandle(h.fh)
 			continue
 		}
 		// It was answered, if only that could not be recorded any more. Not to

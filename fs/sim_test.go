@@ -75,7 +75,7 @@ func simulate(t *testing.T, seed uint64, dir string) *sim {
 }
 
 // Seeds that found a fault once.
-var simSeeds = []uint64{269264653211974, 11705731360595, 173005550785027, 11084781116252}
+var simSeeds = []uint64{269264653211974, 11705731360595, 173005550785027, 11084781116252, 253029772585459}
 
 // Whatever clients do, and whenever the server crashes, they see what was
 // promised.

@@ -115,8 +115,8 @@ func (s *Server) answerTaken(h *handle, unique uint64) bool {
 	out := fuse.OpenOut{Fh: h.fh, OpenFlags: fuse.FOPEN_DIRECT_IO}
 	s.dev.notifySize(h.node.id)
 	if !s.dev.reply(unique, unsafe.Slice((*byte)(unsafe.Pointer(&out)), unsafe.Sizeof(out))) {
-		s.closeHandle(h.fh)
 		s.engine.DropHandle(h.fh)
+		s.closeHandle(h.fh)
 		return false
 	}
 	h.mu.Lock()
