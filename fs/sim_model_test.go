@@ -28,7 +28,8 @@ type simModel struct {
 	granted   []*simOp // in this step
 	retaken   []*simOp // in this step they took the place back that they had
 	inStep    bool
-	unknown   int // opens that vanished, done or not: the server is not told, and keeps them
+	gaveBack  bool // in this step somebody gave a lock back
+	unknown   int  // opens that vanished, done or not: the server is not told, and keeps them
 }
 
 type askKind int
@@ -71,7 +72,8 @@ type simOp struct {
 	restarted   bool   // made again after a signal
 	limbo       bool   // the server crashed, and nobody knows whether it was done
 	limboAt     int64
-	limboServed int // sim.served by then
+	late        bool // it was in limbo when it was answered
+	limboServed int  // sim.served by then
 
 	// Of locks on files.
 	class    lockengine.Class
@@ -331,7 +333,11 @@ func (m *simModel) reply(op *simOp, errno syscall.Errno, body []byte) {
 	case askAwait:
 		m.endTold(op, errno, body)
 	}
-	op.limbo = false
+	switch op.kind {
+	case askUnlock, askFlush, askRelease:
+		m.gaveBack = true
+	}
+	op.limbo, op.late = false, op.limbo
 }
 
 func (m *simModel) expect(op *simOp, errno syscall.Errno, may ...syscall.Errno) {
@@ -506,6 +512,7 @@ func (m *simModel) closed(d *simDescription) {
 // beginStep is before the server does anything.
 func (m *simModel) beginStep() {
 	m.granted, m.retaken, m.lastToken, m.inStep = m.granted[:0], m.retaken[:0], m.stepToken, true
+	m.gaveBack = false
 	m.ghosts = slices.DeleteFunc(m.ghosts, func(op *simOp) bool { return m.now.Boot-op.since >= int64(lockengine.GhostTime) })
 }
 
@@ -593,9 +600,10 @@ func (m *simModel) checkUnanswered(op *simOp) {
 }
 
 // checkOrder: who came before and waits still has been passed over only if
-// another lock keeps it waiting.
+// another lock keeps it waiting. A lock granted before a crash is told when what
+// kept others waiting may be gone.
 func (m *simModel) checkOrder(op *simOp) {
-	if !op.blocked || op.moved {
+	if !op.blocked || op.moved || op.late && m.gaveBack {
 		return
 	}
 	for _, r := range m.kernel.sent {
