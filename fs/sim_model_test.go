@@ -28,8 +28,11 @@ type simModel struct {
 	granted   []*simOp // in this step
 	retaken   []*simOp // in this step they took the place back that they had
 	inStep    bool
-	gaveBack  bool // in this step somebody gave a lock back
-	unknown   int  // opens that vanished, done or not: the server is not told, and keeps them
+	// Waits that vanished, and that the server does not know to be over. What
+	// their owners are it cannot ask any more, and takes them for processes.
+	vanished []*simOp
+	gaveBack bool // in this step somebody gave a lock back
+	unknown  int  // opens that vanished, done or not: the server is not told, and keeps them
 }
 
 type askKind int
@@ -288,6 +291,7 @@ func (m *simModel) vanish(op *simOp) {
 		for i := op.from; i <= op.to; i++ {
 			o.rumour[i] = max(o.rumour[i], op.mode)
 		}
+		m.vanished = append(m.vanished, op)
 	case askUnlock:
 		m.ownerOf(op).vague = true
 	case askOpen:
@@ -448,7 +452,10 @@ func (m *simModel) closesCycle(op *simOp, rumours bool) bool {
 	reach = func(waiting *simOp) bool {
 		for _, o := range m.owners {
 			one := *waiting
-			if !o.process || o.id == waiting.owner || !m.holds(o, &one, rumours) {
+			if o.id == waiting.owner || !m.holds(o, &one, rumours) {
+				continue
+			}
+			if !o.process && !(rumours && slices.ContainsFunc(m.vanished, func(v *simOp) bool { return v.waitsAs(o) })) {
 				continue
 			}
 			if o.id == op.owner {
@@ -459,7 +466,12 @@ func (m *simModel) closesCycle(op *simOp, rumours bool) bool {
 			}
 			seen[o.id] = true
 			for _, r := range m.kernel.sent {
-				if r.op.kind == askLock && r.op.wait && r.op.class == lockengine.Record && !r.op.ofd && r.op.owner == o.id && reach(r.op) {
+				if !r.op.ofd && r.op.waitsAs(o) && reach(r.op) {
+					return true
+				}
+			}
+			for _, v := range m.vanished {
+				if rumours && v.waitsAs(o) && reach(v) {
 					return true
 				}
 			}
@@ -467,6 +479,11 @@ func (m *simModel) closesCycle(op *simOp, rumours bool) bool {
 		return false
 	}
 	return reach(op)
+}
+
+// waitsAs reports whether the call waits for a record lock on behalf of o.
+func (op *simOp) waitsAs(o *simOwner) bool {
+	return op.kind == askLock && op.wait && op.class == lockengine.Record && op.owner == o.id
 }
 
 // holds reports whether an owner has what conflicts with the call.
@@ -570,6 +587,7 @@ func (m *simModel) endStep() {
 		}
 		r.op.limbo = false
 	}
+	m.vanished = nil
 	m.forgetRumours()
 }
 
