@@ -245,8 +245,7 @@ func (m *simModel) blockerBut(op *simOp, rumours bool, but *simOwner) *simOwner 
 		return nil
 	}
 	for other := range m.inFlight {
-		if other.limbo && other.kind == askLock && other.class == op.class && other.file == op.file && other.owner != op.owner &&
-			other.from <= op.to && op.from <= other.to && conflict(op.mode, other.mode) {
+		if other.limbo && other.blocks(op) {
 			return m.ownerOf(other)
 		}
 	}
@@ -578,8 +577,8 @@ func (m *simModel) endStep() {
 	for _, r := range m.kernel.sent {
 		m.checkUnanswered(r.op)
 	}
-	for _, op := range m.granted {
-		m.checkOrder(op)
+	for i, op := range m.granted {
+		m.checkOrder(op, m.granted[:i])
 	}
 	for _, r := range m.kernel.sent {
 		if r.op.waits() && !r.op.blocked {
@@ -618,9 +617,10 @@ func (m *simModel) checkUnanswered(op *simOp) {
 }
 
 // checkOrder: who came before and waits still has been passed over only if
-// another lock keeps it waiting. A lock granted before a crash is told when what
+// another lock keeps it waiting, or one did that was granted before in the same
+// step, and replaced by its owner since. A lock granted before a crash is told when what
 // kept others waiting may be gone.
-func (m *simModel) checkOrder(op *simOp) {
+func (m *simModel) checkOrder(op *simOp, before []*simOp) {
 	if !op.blocked || op.moved || op.late && m.gaveBack {
 		return
 	}
@@ -635,11 +635,18 @@ func (m *simModel) checkOrder(op *simOp) {
 				m.fail("%v was granted before %v, which came earlier", op, w)
 			}
 		case askLock:
-			if w.class == op.class && w.file == op.file && w.owner != op.owner && m.blockerBut(w, true, m.ownerOf(op)) == nil && m.keptBy(w, op) {
+			if w.class == op.class && w.file == op.file && w.owner != op.owner && m.blockerBut(w, true, m.ownerOf(op)) == nil &&
+				m.keptBy(w, op) && !slices.ContainsFunc(before, func(g *simOp) bool { return g.owner != op.owner && g.blocks(w) }) {
 				m.fail("%v was granted before %v, which came earlier", op, w)
 			}
 		}
 	}
+}
+
+// blocks reports whether the lock that the call asks for keeps w waiting.
+func (op *simOp) blocks(w *simOp) bool {
+	return op.kind == askLock && op.class == w.class && op.file == w.file && op.owner != w.owner &&
+		op.from <= w.to && w.from <= op.to && conflict(op.mode, w.mode)
 }
 
 // keptBy reports whether only what op got keeps w waiting.
