@@ -550,10 +550,8 @@ func (m *simModel) crashed() {
 			r.op.blocked, r.op.moved = false, true
 		}
 	}
-	if m.inStep {
-		for _, op := range m.retaken {
-			op.moved = true // or it did not: then its place is kept for a second only
-		}
+	for _, op := range m.retaken {
+		op.moved = true // or it did not: then its place is kept for a second only
 	}
 	m.inStep = false
 	for _, r := range m.kernel.pending { // it was told to send them again
@@ -586,7 +584,7 @@ func (m *simModel) endStep() {
 		}
 		r.op.limbo = false
 	}
-	m.vanished = nil
+	m.vanished, m.retaken = nil, m.retaken[:0]
 	m.forgetRumours()
 }
 
