@@ -21,9 +21,9 @@ const (
 	killedAtOnce = 20 * time.Millisecond
 	// maxDeaths of this kind in a row: another start would not help either.
 	maxDeaths = 5
-	// unreadyPause is before the next start when so many never served: for want
-	// of memory, maybe.
-	unreadyPause = 500 * time.Millisecond
+	// maxUnready in a row that were killed before they served are too many,
+	// however long that took: for want of memory, maybe.
+	maxUnready = 2 * maxDeaths
 	// upgradeLimit is for how long the worker of a new program may take to
 	// serve.
 	upgradeLimit = 30 * time.Second
@@ -248,13 +248,8 @@ func (s *supervisor) ended(why string) (over bool, err error) {
 	case s.hopeless():
 		s.takeDown()
 		return true, fail(exitUnreachable, "%d workers in a row ended at once, the last one of: %s; the mount is taken down, "+
-			"its timed locks are kept: mend that and mount again", maxDeaths, why)
+			"its timed locks are kept: mend that and mount again", max(s.deaths, s.unready), why)
 	default:
-		if w.ready {
-			s.unready = 0
-		} else if s.unready++; s.unready > maxDeaths {
-			time.Sleep(unreadyPause)
-		}
 		if !w.ready {
 			s.log.Error("a worker died before it served", "died", why)
 		}
@@ -277,9 +272,12 @@ func (w *worker) failure(why string) error {
 
 // hopeless counts the deaths at once.
 func (s *supervisor) hopeless() bool {
+	if s.unready++; s.worker.ready {
+		s.unready = 0
+	}
 	if !s.worker.diedAtOnce() {
 		s.deaths = 0
-		return false
+		return s.unready == maxUnready
 	}
 	s.deaths++
 	return s.deaths == maxDeaths
