@@ -90,9 +90,6 @@ func run() error {
 	if dir, ok := os.LookupEnv(janitorEnv); ok {
 		return janitorMain(dir)
 	}
-	if calledByMount() {
-		return mountUsage(newMountHelper().Execute())
-	}
 	return newRoot().Execute()
 }
 

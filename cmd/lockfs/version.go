@@ -8,11 +8,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Set by the linker: -X main.version=... -X main.revision=...
-var (
-	version  = "devel"
-	revision string
-)
+// version is set by the linker: -X main.version=...
+var version = "devel"
 
 func newVersion() *cobra.Command {
 	return &cobra.Command{
@@ -28,12 +25,8 @@ func newVersion() *cobra.Command {
 // fullVersion is the version and, where known, the revision.
 func fullVersion() string { return version + commit() }
 
-// commit is the revision that the binary was built from, as far as known: a
-// plain go build notes it itself.
+// commit is the revision that the binary was built from, as far as known.
 func commit() string {
-	if revision != "" {
-		return " " + revision
-	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return ""

@@ -72,9 +72,6 @@ func serve(s settings, w workerLinks) error {
 	if err != nil {
 		return err
 	}
-	if s.Beat > 0 {
-		go beat(s.Dir, s.Device, s.Beat, w.super.beat, log)
-	}
 	ended := make(chan error, 1)
 	go func() {
 		err := server.Serve()
