@@ -270,7 +270,7 @@ func flood(t *testing.T, m *mount, args ...string) *exec.Cmd {
 // worked has the modest user work for some rounds and returns what his calls took.
 func worked(t *testing.T, m *mount) (mkdir, setlk latency) {
 	t.Helper()
-	const rounds = 5
+	const rounds = 3
 	var all [4][]time.Duration
 	for range rounds {
 		cmd := role("worker", m.dir)
