@@ -413,6 +413,6 @@ func TestLogHasALineForEachTrouble(t *testing.T) {
 	assert.Equal(t, 1, logged(`msg="lock released by force" name=forced`), "%s", m.stderr)
 	assert.Equal(t, 1, logged(fmt.Sprintf(`msg="deadlock refused" path=files/f pid=%d uid=0`, b.pid())), "%s", m.stderr)
 	m.killWorker()
-	assert.Equal(t, 1, logged(`msg="the worker died; another one serves"`), "%s", m.stderr)
+	eventually(t, waitLimit, "a restart is told", func() bool { return logged(`msg="the worker died; another one serves"`) == 1 })
 	assert.Equal(t, 5, logged("level="), "one line each:\n%s", m.stderr)
 }
