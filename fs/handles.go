@@ -121,6 +121,18 @@ func (t *handles) count() int {
 	return len(t.m)
 }
 
+func (t *handles) records() (out []keptRecord) {
+	for _, h := range t.all() {
+		mu := h.guard()
+		mu.Lock()
+		if h.kept {
+			out = append(out, keptRecord{recHandle, h.encode()})
+		}
+		mu.Unlock()
+	}
+	return out
+}
+
 // openHandle enters a handle, and its record.
 func (s *Server) openHandle(h *handle) {
 	s.handles.add(h)

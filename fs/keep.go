@@ -24,8 +24,6 @@ const (
 	recJanitor     = 18 // the process whose rmdir shows an expiry to inotify
 	recSweep       = 19 // a lock that ran out and has to be shown so
 	recDeadly      = 20 // a request of which the process died
-
-	firstFilesKind = 30 // those of package files
 )
 
 // engineKeeper is an engine that keeps its state in the journal.
@@ -42,8 +40,8 @@ type engineKeeper interface {
 // stateKind is the kind of the engine's records in a snapshot.
 const stateKind = 2
 
-// record appends to the journal. It cannot fail for want of room but at the
-// very end of a full disk; then a crash would lose this one thing.
+// record appends to the journal. It fails only at the very end of a full disk,
+// as what grows asks for room first; then a crash would lose this one thing.
 func (s *Server) record(kind uint8, e encoder) {
 	if s.host.journal == nil {
 		return
@@ -250,43 +248,27 @@ func (s *Server) replay(kind uint8, data []byte) error {
 
 func decodedNumber(data []byte) uint64 { return (&decoder{rest: data}).uint() }
 
-// dump gives the state as records, for a snapshot.
+// dump gives the state as records, for a snapshot. They are made first and
+// written later: nobody who needs what they are made of waits for the disk.
 func (s *Server) dump(add func(kind uint8, data ...[]byte) error) error {
-	if err := add(recInstance, s.instance.encode()); err != nil {
-		return err
-	}
-	for _, r := range s.dynamic.records() {
-		if err := add(r.kind, r.data); err != nil {
-			return err
-		}
-	}
-	for token, n := range s.removed.all() {
-		if err := add(recRemoved, encodeRemoved(token, n)); err != nil {
-			return err
-		}
-	}
-	for _, h := range s.handles.all() {
-		mu := h.guard()
-		mu.Lock()
-		kept, e := h.kept, h.encode()
-		mu.Unlock()
-		if kept {
-			if err := add(recHandle, e); err != nil {
-				return err
-			}
-		}
-	}
-	for _, r := range s.janitors.records() {
-		if err := add(r.kind, r.data); err != nil {
-			return err
-		}
-	}
-	for _, r := range s.intents.records() {
+	all := []keptRecord{{recInstance, s.instance.encode()}}
+	all = append(all, s.dynamic.records()...)
+	all = append(all, s.removed.records()...)
+	all = append(all, s.handles.records()...)
+	all = append(all, s.janitors.records()...)
+	all = append(all, s.intents.records()...)
+	for _, r := range all {
 		if err := add(r.kind, r.data); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// keptRecord is a record for a snapshot.
+type keptRecord struct {
+	kind uint8
+	data encoder
 }
 
 func (t *intents) records() (out []keptRecord) {
@@ -300,8 +282,6 @@ func (t *intents) records() (out []keptRecord) {
 	return out
 }
 
-// records are made first and written later: nobody who looks a node up waits
-// for the disk.
 func (t *dynamicNodes) records() (out []keptRecord) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

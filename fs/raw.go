@@ -2,7 +2,6 @@ package fs
 
 import (
 	"errors"
-	"maps"
 	"sync"
 	"syscall"
 	"time"
@@ -402,10 +401,13 @@ func (r *removals) set(token, n uint64) {
 	r.m[token] = n
 }
 
-func (r *removals) all() map[uint64]uint64 {
+func (r *removals) records() (out []keptRecord) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return maps.Clone(r.m)
+	for token, n := range r.m {
+		out = append(out, keptRecord{recRemoved, encodeRemoved(token, n)})
+	}
+	return out
 }
 
 func (r *removals) add(s *Server, token uint64) {

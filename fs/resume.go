@@ -28,7 +28,7 @@ func (s *Server) restore() error {
 	s.expectRecords()
 	report, err := j.Replay(func(kind uint8, data []byte) error {
 		switch {
-		case kind >= firstFilesKind:
+		case s.files.Owns(kind):
 			return s.files.Replay(kind, data)
 		case kind >= recInstance:
 			return s.replay(kind, data)

@@ -168,19 +168,12 @@ func (l *simLife) send(frame []byte) error {
 	return l.kernel.write(frame)
 }
 
-// readable is only asked while a server takes over: then clients die too.
-func (l *simLife) readable() bool {
-	if l.over {
-		return false
-	}
-	if !l.calm && l.chance(l.weights.killInGap) {
+// tryRead is only called while a server takes over: then clients die too.
+func (l *simLife) tryRead(buf []byte) (int, error) {
+	if !l.over && !l.calm && l.chance(l.weights.killInGap) {
 		l.killOne()
 	}
-	return !l.kernel.idle()
-}
-
-func (l *simLife) tryRead(buf []byte) (int, error) {
-	if !l.readable() {
+	if l.over || l.kernel.idle() {
 		return 0, syscall.EAGAIN
 	}
 	return l.read(buf)

@@ -85,12 +85,6 @@ func (j *janitors) records() (out []keptRecord) {
 	return out
 }
 
-// keptRecord is a record for a snapshot.
-type keptRecord struct {
-	kind uint8
-	data encoder
-}
-
 func encodeJanitor(pid int32, since int64) (e encoder) {
 	e.int(int64(pid))
 	e.int(since)

@@ -64,11 +64,15 @@ func workerMain(text string, serve func(settings, workerLinks) error) error {
 // serve serves the mount until it is unmounted.
 func serve(s settings, w workerLinks) error {
 	log := newLog()
-	kept, err := openJournal(s, log)
+	boot, err := bootID()
 	if err != nil {
 		return err
 	}
-	server, err := newServer(s, w, kept, log)
+	kept, err := openJournal(s, boot, log)
+	if err != nil {
+		return err
+	}
+	server, err := newServer(s, w, kept, boot, log)
 	if err != nil {
 		return err
 	}
@@ -91,26 +95,18 @@ func serve(s settings, w workerLinks) error {
 }
 
 // openJournal opens the mount's journal, nil if it is to have none.
-func openJournal(s settings, log *slog.Logger) (*journal.Journal, error) {
+func openJournal(s settings, boot string, log *slog.Logger) (*journal.Journal, error) {
 	if s.NoJournal {
 		return nil, nil
-	}
-	boot, err := bootID()
-	if err != nil {
-		return nil, err
 	}
 	return journal.Open(filepath.Join(s.State, "journal"), journal.Options{Boot: boot, Sync: s.Sync == syncAlways, Log: log})
 }
 
 // newServer makes a server that is ready to go on where the journal ends.
-func newServer(s settings, w workerLinks, kept *journal.Journal, log *slog.Logger) (*fs.Server, error) {
+func newServer(s settings, w workerLinks, kept *journal.Journal, boot string, log *slog.Logger) (*fs.Server, error) {
 	durable := s.Sync == syncAlways
 	engineConfig := lockengine.Config{Classify: fs.Classify, SyncGrants: durable, Logger: log, MaxPerUser: s.MaxPerUser, LimitRoot: s.LimitRoot}
 	if kept != nil {
-		boot, err := bootID()
-		if err != nil {
-			return nil, err
-		}
 		engineConfig.Log, engineConfig.Boot = kept, boot
 	}
 	engine, err := lockengine.NewLocal(engineConfig)

@@ -92,7 +92,7 @@ func (f *FS) register(h *handle) bool {
 	return false
 }
 
-// endIO undoes chooseIO. The kernel has dropped the handle's I/O mode before it sent RELEASE, so the next open may
+// endIO undoes joinIO. The kernel has dropped the handle's I/O mode before it sent RELEASE, so the next open may
 // choose anew.
 func (f *FS) endIO(h *handle) {
 	m := &h.node.io

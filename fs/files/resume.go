@@ -50,17 +50,17 @@ func (f *FS) takeStored() error {
 
 // resumeHandles opens all handles that have no descriptor, on all processors: clients are waiting.
 func (f *FS) resumeHandles() {
-	todo := make(chan *handle, len(f.open))
+	closed := make(chan *handle, len(f.open))
 	for _, h := range f.open {
 		if h.fd < 0 {
-			todo <- h
+			closed <- h
 		}
 	}
-	close(todo)
+	close(closed)
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
-			for h := range todo {
+			for h := range closed {
 				f.resumeHandle(h)
 			}
 		})
