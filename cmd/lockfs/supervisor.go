@@ -267,12 +267,10 @@ func (s *supervisor) hopeless() bool {
 	if s.unready++; s.worker.ready {
 		s.unready = 0
 	}
-	if !s.worker.diedAtOnce() {
+	if s.deaths++; !s.worker.diedAtOnce() {
 		s.deaths = 0
-		return s.unready == maxUnready
 	}
-	s.deaths++
-	return s.deaths == maxDeaths
+	return s.deaths >= maxDeaths || s.unready >= maxUnready
 }
 
 // diedAtOnce: by itself soon after its start, or killed before it could do

@@ -344,3 +344,24 @@ func supervisorRole() error {
 	s.announce = func() { _, _ = os.Stderr.WriteString(strconv.Itoa(s.worker.cmd.Process.Pid) + "\n") }
 	return s.run(nil, nil)
 }
+
+// TestHopeless: workers that are killed before they serve are counted, no
+// matter how long each of them lived.
+func TestHopeless(t *testing.T) {
+	killed := exec.Command("sh", "-c", "kill -KILL $$")
+	require.Error(t, killed.Run())
+	for name, lived := range map[string]func(i int) time.Duration{
+		"long":                 func(int) time.Duration { return time.Second },
+		"the last one shortly": func(i int) time.Duration { return time.Duration(maxUnready-1-i) * time.Second },
+		"by turns":             func(i int) time.Duration { return time.Duration(i%2) * time.Second },
+	} {
+		s := &supervisor{}
+		deaths := 0
+		for over := false; !over; deaths++ {
+			require.Less(t, deaths, maxUnready, name)
+			s.worker = &worker{cmd: killed, started: time.Now().Add(-lived(deaths))}
+			over = s.hopeless()
+		}
+		assert.Equal(t, maxUnready, deaths, name)
+	}
+}
