@@ -190,6 +190,8 @@ func handOver(t *testing.T, change func(*Config)) {
 	}
 	wg.Wait()
 	require.NoError(t, errors.Join(errs...))
+	var st unix.Statfs_t // unmounting drops the RELEASEs that nobody has read yet; this is read after them
+	require.NoError(t, unix.Statfs(mnt+"/files", &st))
 	require.NoError(t, unix.Unmount(mnt, unix.MNT_DETACH))
 	theGuard.say("unmounted " + mnt)
 	select {
