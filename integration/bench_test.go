@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	benchRounds = 11   // interleaved; medians are compared
-	benchPairs  = 5000 // lock and unlock, in each round
+	benchRounds = 101  // interleaved: what disturbs them comes and goes more slowly
+	benchPairs  = 1000 // lock and unlock, in each round
 )
 
 // BenchmarkJournalCost compares what a lock and its unlock cost with the journal and without, side by side.
@@ -31,17 +31,22 @@ func BenchmarkJournalCost(b *testing.B) {
 			var on, off []benchCost
 			for b.Loop() {
 				on, off = on[:0], off[:0]
-				for range benchRounds {
-					on = append(on, with.pairs(kind))
-					off = append(off, without.pairs(kind))
+				for i := range benchRounds {
+					if i%2 == 0 {
+						on = append(on, with.pairs(kind))
+						off = append(off, without.pairs(kind))
+					} else {
+						off = append(off, without.pairs(kind))
+						on = append(on, with.pairs(kind))
+					}
 				}
 			}
 			b.ReportMetric(0, "ns/op")
 			wall, cpu := benchCost.wallTime, benchCost.cpuTime
 			b.ReportMetric(middle(on, wall)/1e3, "us/pair")
-			b.ReportMetric(middle(on, wall)/middle(off, wall), "on/off")
+			b.ReportMetric(ratio(on, off, wall), "on/off")
 			b.ReportMetric(middle(on, cpu)/1e3, "us-cpu/pair")
-			b.ReportMetric(middle(on, cpu)/middle(off, cpu), "cpu-on/off")
+			b.ReportMetric(ratio(on, off, cpu), "cpu-on/off")
 		})
 	}
 }
@@ -58,8 +63,21 @@ func middle(costs []benchCost, of func(benchCost) float64) float64 {
 	for _, c := range costs {
 		all = append(all, of(c))
 	}
+	return middleOf(all)
+}
+
+func middleOf(all []float64) float64 {
 	slices.Sort(all)
 	return all[len(all)/2]
+}
+
+// ratio is the median of the ratios of what was measured side by side.
+func ratio(a, b []benchCost, of func(benchCost) float64) float64 {
+	var all []float64
+	for i := range a {
+		all = append(all, of(a[i])/of(b[i]))
+	}
+	return middleOf(all)
 }
 
 const benchCPU = 1
