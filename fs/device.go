@@ -82,12 +82,37 @@ func (d fuseDevice) read(buf []byte) (int, error) {
 
 // send implements [connection].
 func (d fuseDevice) send(frame []byte) error {
+	write := d.write
+	if isShortAnswer(frame) {
+		write = d.writeAtOnce
+	}
 	for {
-		_, err := unix.Write(int(d), frame)
+		err := write(frame)
 		if err != unix.EINTR && err != unix.EAGAIN {
 			return err
 		}
 	}
+}
+
+// isShortAnswer reports whether a frame is one that the kernel takes without
+// waiting for anything: a notification may wait for a page or an inode.
+func isShortAnswer(frame []byte) bool {
+	return len(frame) >= sizeofOutHeader && len(frame) <= 4096 && binary.NativeEndian.Uint64(frame[8:]) != 0
+}
+
+func (d fuseDevice) write(frame []byte) error {
+	_, err := unix.Write(int(d), frame)
+	return err
+}
+
+// writeAtOnce is write without telling Go's scheduler that this thread might
+// block.
+func (d fuseDevice) writeAtOnce(frame []byte) error {
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(d), uintptr(unsafe.Pointer(&frame[0])), uintptr(len(frame)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // tryRead implements [connection].
