@@ -219,6 +219,9 @@ func (s *Server) Serve() (err error) {
 	}
 }
 
+// Restarts is how many processes before this one have served the same mount.
+func (s *Server) Restarts() uint64 { return s.instance.restarts }
+
 // close ends the engine, and with it all waits: but not if it was only the
 // reading that failed, since another process goes on with them.
 func (s *Server) close(failed error) {

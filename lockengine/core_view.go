@@ -282,6 +282,26 @@ func (c *core) segsInOrder() (out []*seg) {
 	return out
 }
 
+// oldest returns when the lock of each class that is held longest was granted;
+// zero: none is held.
+func (c *core) oldest() (since [4]Instant) {
+	if first := c.names.byToken.list(0, 1); len(first) > 0 { // tokens grow from grant to grant
+		since[Named] = c.lookup(first[0].Name, 0).since
+	}
+	for _, class := range []Class{Record, Flock} {
+		for _, r := range c.resources[class] {
+			for _, tree := range []*segTree{&r.excl, &r.shared} {
+				for s := range tree.all {
+					if since[class] == (Instant{}) || s.since.Boot < since[class].Boot {
+						since[class] = s.since
+					}
+				}
+			}
+		}
+	}
+	return since
+}
+
 func (c *core) statsNow() Stats {
 	s := c.stats
 	s.Events, s.LastToken = c.log.last, c.names.last

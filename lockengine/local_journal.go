@@ -110,6 +110,19 @@ func (l *Local) room(cmd *command) error {
 	return fmt.Errorf("%w: %w", ErrNoSpace, err)
 }
 
+// Room returns nil if a new lock would be recorded now, else why not.
+func (l *Local) Room() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return ErrClosed
+	}
+	if l.record.log == nil {
+		return nil
+	}
+	return l.room(&command{op: opWait})
+}
+
 func (c *core) reserve() int {
 	n := len(c.waiters) + len(c.watches)
 	for _, held := range c.stats.Held {

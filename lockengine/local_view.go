@@ -76,3 +76,10 @@ func (l *Local) Stats() (s Stats) {
 	})
 	return s
 }
+
+// Oldest returns when the lock of each class that is held longest was granted,
+// and the time now; zero: none is held. It looks at each Record and Flock lock.
+func (l *Local) Oldest() (since [4]Instant, now Instant) {
+	l.look(func(c *core) { since, now = c.oldest(), c.now })
+	return since, now
+}

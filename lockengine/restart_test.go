@@ -450,7 +450,9 @@ func TestNoSpace(t *testing.T) {
 	fill(t, l)
 	waiting, done := wait(t, l, byteOf(5, 16))
 	before := l.Snapshot()
+	require.NoError(t, l.Room())
 	m.set(func() { m.full = true })
+	require.ErrorIs(t, l.Room(), lockengine.ErrNoSpace)
 	refused := func(err error) {
 		t.Helper()
 		require.ErrorIs(t, err, lockengine.ErrNoSpace)
@@ -482,6 +484,7 @@ func TestNoSpace(t *testing.T) {
 	l.DropHandle(20)
 	require.NoError(t, l.Release("timed", 0, lockengine.Released))
 	require.Equal(t, 2, l.Stats().Unrecorded)
+	require.ErrorIs(t, l.Room(), lockengine.ErrNoSpace)
 	_, err = l.Checkpoint(func() { require.Fail(t, "what is owed would be missing in the log") })
 	require.ErrorIs(t, err, errFull)
 	m.set(func() { m.full = false })
@@ -492,6 +495,9 @@ func TestNoSpace(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, l.Stats().Unrecorded)
 	require.Equal(t, l.Snapshot(), start(t, clock, m.copy(), sameMount).Snapshot())
+	require.NoError(t, l.Room())
+	require.NoError(t, l.Close())
+	require.ErrorIs(t, l.Room(), lockengine.ErrClosed)
 }
 
 // A lock that is detached does not go with its handle.

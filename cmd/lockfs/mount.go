@@ -36,6 +36,7 @@ type mountFlags struct {
 	sync                       string
 	allowOther                 bool
 	noJournal                  bool
+	http                       string
 	background                 bool
 	options                    []string
 }
@@ -68,6 +69,7 @@ func newMount() *cobra.Command {
 	_ = fl.MarkHidden("no-journal")
 	fl.BoolVar(&f.allowOther, "allow-other", os.Geteuid() == 0, "let other users in")
 	fl.StringSliceVarP(&f.options, "options", "o", nil, "mount(8) options, comma separated")
+	fl.StringVar(&f.http, "http", "", "serve /metrics (for Prometheus) and /healthz here: a port, of 127.0.0.1; or ADDRESS:PORT, as in 0.0.0.0:9464")
 	fl.BoolVar(&f.background, "background", false, "return once the mount is ready")
 	return cmd
 }
@@ -89,6 +91,7 @@ type settings struct {
 	AllowOther                 bool
 	Sync                       string
 	NoJournal                  bool
+	HTTP                       string   // address to listen on; "": none
 	Options                    []string `json:"-"`
 
 	// Instance is a random name of one mount of the kernel's: a worker that finds
@@ -124,6 +127,9 @@ func (f mountFlags) check() (settings, error) {
 	}
 	if f.sync != syncOS && f.sync != syncAlways {
 		return s, fail(exitUsage, "--sync %q is neither os nor always", f.sync)
+	}
+	if s.HTTP, err = httpAddr(f.http); err != nil {
+		return s, err
 	}
 	mode, _ := strconv.ParseUint(f.viewMode, 8, 32)
 	s.ViewMode = uint32(mode)

@@ -72,9 +72,14 @@ func serve(s settings, w workerLinks) error {
 	if err != nil {
 		return err
 	}
-	server, err := newServer(s, w, kept, boot, log)
+	server, engine, err := newServer(s, w, kept, boot, log)
 	if err != nil {
 		return err
+	}
+	if s.HTTP != "" {
+		if err := startHTTP(s.HTTP, served{engine, kept, server, s.Sync == syncAlways}, log); err != nil {
+			return err
+		}
 	}
 	ended := make(chan error, 1)
 	go func() {
@@ -102,8 +107,8 @@ func openJournal(s settings, boot string, log *slog.Logger) (*journal.Journal, e
 	return journal.Open(filepath.Join(s.State, "journal"), journal.Options{Boot: boot, Sync: s.Sync == syncAlways, Log: log})
 }
 
-// newServer makes a server that is ready to go on where the journal ends.
-func newServer(s settings, w workerLinks, kept *journal.Journal, boot string, log *slog.Logger) (*fs.Server, error) {
+// newServer makes a server that is ready to go on where the journal ends, and its engine.
+func newServer(s settings, w workerLinks, kept *journal.Journal, boot string, log *slog.Logger) (*fs.Server, *lockengine.Local, error) {
 	durable := s.Sync == syncAlways
 	engineConfig := lockengine.Config{Classify: fs.Classify, SyncGrants: durable, Logger: log, MaxPerUser: s.MaxPerUser, LimitRoot: s.LimitRoot}
 	if kept != nil {
@@ -111,9 +116,9 @@ func newServer(s settings, w workerLinks, kept *journal.Journal, boot string, lo
 	}
 	engine, err := lockengine.NewLocal(engineConfig)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return fs.NewServer(fs.Config{
+	server, err := fs.NewServer(fs.Config{
 		FD: w.fuse, Engine: engine, Now: engine.Now, Session: 1, Files: s.Files, AllowOther: s.AllowOther,
 		DefaultTimeout: s.DefaultTimeout, MaxTimeout: s.MaxTimeout, ViewMode: s.ViewMode, Log: log,
 		TokenMode: s.TokenMode, MaxPerUser: s.MaxPerUser, LimitRoot: s.LimitRoot,
@@ -124,6 +129,7 @@ func newServer(s settings, w workerLinks, kept *journal.Journal, boot string, lo
 		},
 		Journal: kept, Instance: s.Instance, Store: w.super, Janitor: newJanitor(s.Dir, s.Device), Durable: durable,
 	})
+	return server, engine, err
 }
 
 // bootID is an id of this boot of the machine (random(4)).
