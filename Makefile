@@ -60,8 +60,19 @@ deps:
 		echo "Install them: sudo apt-get install -y --no-install-recommends $$missing" >&2; \
 		exit 1; \
 	fi
+	@$(MAKE) -s bin/promtool
 	@test -e /dev/fuse || { modprobe fuse 2>/dev/null; test -e /dev/fuse; } || \
 		{ echo "The tests mount FUSE filesystems, but there is no /dev/fuse: modprobe fuse, or give the container --device /dev/fuse --cap-add SYS_ADMIN" >&2; exit 1; }
+
+# Out of its package, which would start a Prometheus.
+bin/promtool:
+	@mkdir -p bin; \
+	if promtool=$$(command -v promtool); then ln -s "$$promtool" $@; exit; fi; \
+	command -v apt-get >/dev/null || { echo "The tests need promtool, of Prometheus: put it in the PATH" >&2; exit 1; }; \
+	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && cd "$$dir" && \
+	{ apt-get -qq -o APT::Sandbox::User=root download prometheus 2>/dev/null || \
+		{ apt-get update && apt-get -o APT::Sandbox::User=root download prometheus; }; } && \
+	dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool >promtool && chmod +x promtool && mv promtool $(CURDIR)/$@
 
 fuzz:
 	@for p in $$(go list ./...); do \

@@ -25,7 +25,18 @@ const (
 func BenchmarkJournalCost(b *testing.B) {
 	binary, err := plainBinary()
 	require.NoError(b, err)
-	with, without := benchMount(b, binary), benchMount(b, binary, "--no-journal")
+	compareMounts(b, benchMount(b, binary), benchMount(b, binary, "--no-journal"))
+}
+
+// BenchmarkMetricsCost does the same with metrics and without.
+func BenchmarkMetricsCost(b *testing.B) {
+	binary, err := plainBinary()
+	require.NoError(b, err)
+	compareMounts(b, benchMount(b, binary, "--http", freePort(b)), benchMount(b, binary))
+}
+
+// compareMounts tells what locks cost on one mount, and how many times that of another that is.
+func compareMounts(b *testing.B, with, without *mount) {
 	for _, kind := range []string{"posix", "ofd", "flock"} {
 		b.Run(kind, func(b *testing.B) {
 			var on, off []benchCost

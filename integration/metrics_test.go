@@ -89,11 +89,11 @@ func playForMetrics(t *testing.T, m *mount) {
 		a open g
 		b open g
 		a flock g ex
-		b flock g ex+nb EAGAIN
+		b flock g ex+nb = EAGAIN
 		a setlk f w 0 1
 		b setlk f w 1 1
 		a setlkw f w 1 1 ...
-		b setlkw f w 0 1 EDEADLK`)
+		b setlkw f w 0 1 = EDEADLK`)
 	require.NoError(t, unix.Mkdir(m.path("tlock/held+1h"), 0o755))
 	require.ErrorIs(t, unix.Mkdir(m.path("tlock/held+1h"), 0o755), unix.EEXIST)
 	require.NoError(t, unix.Mkdir(m.path("tlock/short+0.1"), 0o755))

@@ -283,12 +283,15 @@ func (c *core) segsInOrder() (out []*seg) {
 }
 
 // oldest returns when the lock of each class that is held longest was granted;
-// zero: none is held.
-func (c *core) oldest() (since [4]Instant) {
+// zero: none is held, or more than limit, which would take long to look at.
+func (c *core) oldest(limit int) (since [4]Instant) {
 	if first := c.names.byToken.list(0, 1); len(first) > 0 { // tokens grow from grant to grant
 		since[Named] = c.lookup(first[0].Name, 0).since
 	}
 	for _, class := range []Class{Record, Flock} {
+		if c.stats.Held[class] > limit {
+			continue
+		}
 		for _, r := range c.resources[class] {
 			for _, tree := range []*segTree{&r.excl, &r.shared} {
 				for s := range tree.all {

@@ -96,21 +96,29 @@ func (l *Local) room(cmd *command) error {
 		return nil
 	}
 	r := &cmd.req
-	n := commandRoom + len(r.Name) + len(r.Guard) + len(r.Meta) + len(cmd.note)
+	err := l.roomFor(commandRoom + len(r.Name) + len(r.Guard) + len(r.Meta) + len(cmd.note))
+	if err != nil && cmd.op == opTry && normalize(&cmd.req) == nil && l.core.blocked(&cmd.req) {
+		return ErrHeld // as it would be with room
+	}
+	return err
+}
+
+// roomFor fails with ErrNoSpace if a record of n bytes has no room.
+func (l *Local) roomFor(n int) error {
 	err := l.record.settle()
 	if err == nil {
 		err = l.record.log.Room(n, l.core.reserve())
 	}
-	switch {
-	case err == nil:
-		return nil
-	case cmd.op == opTry && normalize(&cmd.req) == nil && l.core.blocked(&cmd.req):
-		return ErrHeld // as it would be with room
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
 	}
-	return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	return nil
 }
 
-// Room returns nil if a new lock would be recorded now, else why not.
+// anyRoom is what a lock with a long name and much told of its holder takes.
+const anyRoom = 4 << 10
+
+// Room returns nil if any new lock would be recorded now, else why not.
 func (l *Local) Room() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -120,7 +128,7 @@ func (l *Local) Room() error {
 	if l.record.log == nil {
 		return nil
 	}
-	return l.room(&command{op: opWait})
+	return l.roomFor(anyRoom)
 }
 
 func (c *core) reserve() int {

@@ -78,8 +78,9 @@ func (l *Local) Stats() (s Stats) {
 }
 
 // Oldest returns when the lock of each class that is held longest was granted,
-// and the time now; zero: none is held. It looks at each Record and Flock lock.
-func (l *Local) Oldest() (since [4]Instant, now Instant) {
-	l.look(func(c *core) { since, now = c.oldest(), c.now })
+// and the time now; zero: none is held. Of the classes Record and Flock it looks
+// at each lock, unless there are more than limit: then it returns zero, too.
+func (l *Local) Oldest(limit int) (since [4]Instant, now Instant) {
+	l.look(func(c *core) { since, now = c.oldest(limit), c.now })
 	return since, now
 }

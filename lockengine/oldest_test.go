@@ -18,7 +18,7 @@ func TestOldest(t *testing.T) {
 	defer l.Close()
 	oldest := func(named, record, flock lockengine.Instant) {
 		t.Helper()
-		since, now := l.Oldest()
+		since, now := l.Oldest(2)
 		require.Equal(t, [4]lockengine.Instant{lockengine.Named: named, lockengine.Record: record, lockengine.Flock: flock}, since)
 		require.Equal(t, clock.Now(), now)
 	}
@@ -39,6 +39,8 @@ func TestOldest(t *testing.T) {
 	record2 := take(lockengine.Request{Class: lockengine.Record, Name: "f", Owner: two, Mode: lockengine.Exclusive, Range: lockengine.Range{Start: 1, End: 2}})
 	flock1 := take(lockengine.Request{Class: lockengine.Flock, Name: "f", Owner: one, Mode: lockengine.Exclusive})
 	oldest(named1, record1, flock1)
+	since, _ := l.Oldest(1)
+	require.Equal(t, [4]lockengine.Instant{lockengine.Named: named1, lockengine.Flock: flock1}, since, "two record locks are too many")
 
 	require.NoError(t, l.Release("z", 0, lockengine.Released))
 	require.NoError(t, l.Unlock(lockengine.Record, "f", one, lockengine.Whole))

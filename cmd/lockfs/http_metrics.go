@@ -78,8 +78,14 @@ var lockMetrics = []metric{
 		byClass(func(f *figures, c lockengine.Class) float64 { return float64(f.stats.Held[c]) })},
 	{"lockfs_locks_waiting", "Requests that wait for a lock now.", gauge, "class",
 		byClass(func(f *figures, c lockengine.Class) float64 { return float64(f.stats.Waiting[c]) })},
-	{"lockfs_oldest_lock_seconds", "How long the lock that is held longest has been held; 0: none is held.", gauge, "class",
-		byClass(func(f *figures, c lockengine.Class) float64 { return f.oldest[c].Seconds() })},
+	{"lockfs_oldest_lock_seconds", "How long the lock that is held longest has been held; 0: none is held. Absent where there are too many.", gauge, "class",
+		func(f *figures, put func(float64, ...string)) {
+			for c, name := range classes {
+				if c == lockengine.Named || f.stats.Held[c] <= oldestLimit {
+					put(f.oldest[c].Seconds(), name)
+				}
+			}
+		}},
 	{"lockfs_grants_total", "Locks granted, at once or after a wait.", counter, "class",
 		byClass(func(f *figures, c lockengine.Class) float64 { return float64(f.stats.Granted[c]) })},
 	{"lockfs_releases_total", "Locks given back by their holders.", counter, "class",
@@ -146,9 +152,13 @@ type collector struct {
 	looked time.Time        // GUARDED_BY(mu): when oldest was of
 }
 
-// oldestPause is how long oldest is good for. To find it takes the longer the
-// more locks there are, and no lock is granted meanwhile.
-const oldestPause = time.Second
+// To find the oldest lock on a file is to look at all of them, and no lock is
+// granted meanwhile. So oldest is good for oldestPause, and not looked for among
+// more than oldestLimit.
+const (
+	oldestPause = time.Second
+	oldestLimit = 10_000
+)
 
 // newCollector counts refusals from now on: not all are in the journal, so the
 // engine's count may fall back in a crash, which a counter must not.
@@ -205,7 +215,7 @@ func (c *collector) ages() [4]time.Duration {
 	if time.Since(c.looked) < oldestPause {
 		return c.oldest
 	}
-	since, now := c.of.engine.Oldest()
+	since, now := c.of.engine.Oldest(oldestLimit)
 	for class := range since {
 		c.oldest[class] = 0
 		if since[class] != (lockengine.Instant{}) {
