@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -51,10 +52,16 @@ var shells = map[string][]string{"sh": {"dash"}, "busybox": {"busybox", "sh"}}
 // runIn runs a recipe as a script of a shell.
 func (r recipe) runIn(t *testing.T, shell string) result {
 	t.Helper()
-	script := filepath.Join(tempDir(t), "recipe.sh")
+	return r.program(t, shells[shell]...).run(t)
+}
+
+// program prepares to run a recipe as a script of an interpreter.
+func (r recipe) program(t *testing.T, interpreter ...string) *program {
+	t.Helper()
+	script := filepath.Join(tempDir(t), "recipe")
 	require.NoError(t, os.WriteFile(script, []byte(r.script), 0o644))
-	command := append(shells[shell], script)
-	return newProgram(t, 30*time.Second, command[0], command[1:]...).run(t)
+	command := slices.Concat(interpreter, []string{script})
+	return newProgram(t, 30*time.Second, command[0], command[1:]...)
 }
 
 // TestCookbook runs every recipe as it stands.
