@@ -2,6 +2,9 @@ package integration
 
 import (
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io/fs"
 	"maps"
 	"os"
@@ -61,7 +64,10 @@ func documents(t *testing.T) []string {
 var interpreters = map[string][]string{"sh": {"dash"}, "perl": {"perl", "-Mstrict", "-w"}}
 
 // notRun are the first lines of the blocks that no test runs, and why.
-var notRun = map[string]string{}
+var notRun = map[string]string{
+	"$ sudo lockfs mount --background --state /var/lib/lockfs/locks /locks": "it is the reader's machine that this mounts on",
+	"$ cat /etc/systemd/system/lockfs.service":                              "there is no systemd where the tests run",
+}
 
 // TestDocuments types each page of the manual, block by block, on a mount of its own.
 func TestDocuments(t *testing.T) {
@@ -82,7 +88,7 @@ func TestDocuments(t *testing.T) {
 				p.Stderr = &p.out
 				r := p.run(t)
 				said := strings.NewReplacer(m.dir, "/locks", work, "/work").Replace(r.out)
-				require.Zero(t, r.code, "%s:\n%s\n%s", block.title, block.script, said)
+				require.Zero(t, r.code, "%s:\n%s\n%s", block.title, block.script)
 				if block.shows != "" {
 					require.Regexp(t, pattern(block.shows), blanks.ReplaceAllString(said, " "), "%s:\n%s", block.title, block.script)
 				}
@@ -249,6 +255,88 @@ func TestTreeDocumentAgreesWithREADME(t *testing.T) {
 	for path := range rows {
 		assert.True(t, short[path] || notShort[path] != "", "MOUNT/README says nothing of %s", path)
 	}
+}
+
+// TestLogLinesAreDocumented: docs/operating.md has each message of the log.
+func TestLogLinesAreDocumented(t *testing.T) {
+	document := strings.Join(strings.Fields(readFile(t, "../docs/operating.md")), " ")
+	messages := logMessages(t)
+	require.Greater(t, len(messages), 30, "found in the sources")
+	for message, where := range messages {
+		assert.Contains(t, document, strings.Join(strings.Fields(message), " "), "logged at %s", where)
+	}
+}
+
+// logMessages finds what the sources log, at level Info or above, or print for a person who runs the daemon.
+func logMessages(t *testing.T) map[string]string {
+	t.Helper()
+	messages := map[string]string{}
+	files := token.NewFileSet()
+	for _, root := range []string{"../cmd", "../fs", "../lockengine"} {
+		require.NoError(t, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") ||
+				filepath.Base(filepath.Dir(path)) == "enginetest" {
+				return err
+			}
+			file, err := parser.ParseFile(files, path, nil, 0)
+			if err != nil {
+				return err
+			}
+			ast.Inspect(file, func(n ast.Node) bool {
+				for _, message := range messagesOf(n) {
+					messages[message] = files.Position(n.Pos()).String()
+				}
+				return true
+			})
+			return nil
+		}))
+	}
+	return messages
+}
+
+// messagesOf returns the texts of a call of a slog.Logger, of a notice, or of a print to standard error: the latter in
+// parts, between what is filled in.
+func messagesOf(n ast.Node) []string {
+	switch n := n.(type) {
+	case *ast.KeyValueExpr:
+		if key, ok := n.Key.(*ast.Ident); ok && key.Name == "msg" {
+			return []string{literal(n.Value)}
+		}
+	case *ast.CallExpr:
+		called, ok := n.Fun.(*ast.SelectorExpr)
+		if !ok {
+			return nil
+		}
+		message := map[string]int{"Info": 0, "Warn": 0, "Error": 0, "Log": 2, "Fprintf": 1}
+		i, ok := message[called.Sel.Name]
+		if !ok || len(n.Args) <= i {
+			return nil
+		}
+		text := literal(n.Args[i])
+		if called.Sel.Name != "Fprintf" {
+			return nonEmpty(text)
+		}
+		if to, ok := n.Args[0].(*ast.SelectorExpr); ok && to.Sel.Name == "Stderr" {
+			return nonEmpty(regexp.MustCompile(`lockfs: |\n|%[a-z]`).Split(text, -1)...)
+		}
+	}
+	return nil
+}
+
+func nonEmpty(texts ...string) []string {
+	return slices.DeleteFunc(texts, func(s string) bool { return len(strings.TrimSpace(s)) < 3 })
+}
+
+// literal is the constant part of a string expression.
+func literal(e ast.Expr) string {
+	switch e := e.(type) {
+	case *ast.BasicLit:
+		s, _ := strconv.Unquote(e.Value)
+		return s
+	case *ast.BinaryExpr:
+		return literal(e.X) + literal(e.Y)
+	}
+	return ""
 }
 
 // TestPattern: a text block that shows something else than what is said is found.
