@@ -71,29 +71,37 @@ var notRun = map[string]string{
 
 // TestDocuments types each page of the manual, block by block, on a mount of its own.
 func TestDocuments(t *testing.T) {
-	binary, err := testedBinary()
-	require.NoError(t, err)
 	for _, path := range documents(t) {
 		t.Run(filepath.Base(path), func(t *testing.T) {
 			m := newMount(t)
 			work := workPlace(t)
 			for _, block := range fences(t, path) {
-				interpreter := interpreters[block.info]
-				if interpreter == nil {
-					continue
-				}
-				p := block.at(m, work).program(t, interpreter...)
-				p.Env = append(p.Env, "PATH="+filepath.Dir(binary)+":/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LOCKFS_DIR="+m.dir)
-				p.Dir = work
-				p.Stderr = &p.out
-				r := p.run(t)
-				said := strings.NewReplacer(m.dir, "/locks", work, "/work").Replace(r.out)
-				require.Zero(t, r.code, "%s:\n%s\n%s", block.title, block.script)
-				if block.shows != "" {
-					require.Regexp(t, pattern(block.shows), blanks.ReplaceAllString(said, " "), "%s:\n%s", block.title, block.script)
+				if interpreters[block.info] != nil && !t.Run(block.title, func(t *testing.T) { block.check(t, m, work) }) {
+					return // what follows builds on it
 				}
 			}
 		})
+	}
+}
+
+// check runs a block, and compares what it says.
+func (f fence) check(t *testing.T, m *mount, work string) {
+	binary, err := testedBinary()
+	require.NoError(t, err)
+	p := f.at(m, work).program(t, interpreters[f.info]...)
+	p.Env = append(p.Env, "PATH="+filepath.Dir(binary)+":/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "LOCKFS_DIR="+m.dir)
+	p.Dir = work
+	p.Stderr = &p.out
+	t.Cleanup(func() {
+		if p.Process != nil {
+			syscall.Kill(-p.Process.Pid, syscall.SIGKILL) // what a block that failed left behind
+		}
+	})
+	r := p.run(t)
+	said := strings.NewReplacer(m.dir, "/locks", work, "/work").Replace(r.out)
+	require.Zero(t, r.code, "%s\n%s", f.script, said)
+	if f.shows != "" {
+		require.Regexp(t, pattern(f.shows), blanks.ReplaceAllString(said, " "), f.script)
 	}
 }
 
