@@ -61,7 +61,7 @@ func (r recipe) program(t *testing.T, interpreter ...string) *program {
 	script := filepath.Join(tempDir(t), "recipe")
 	require.NoError(t, os.WriteFile(script, []byte(r.script), 0o644))
 	command := slices.Concat(interpreter, []string{script})
-	return newProgram(t, 30*time.Second, command[0], command[1:]...)
+	return newProgram(t, time.Minute, command[0], command[1:]...)
 }
 
 // TestCookbook runs every recipe as it stands.
