@@ -52,12 +52,16 @@ func fences(t *testing.T, path string) []fence {
 	return found
 }
 
+// ownTests have the pages that need more than a mount, and are typed by tests of their own.
+var ownTests = []string{"../docs/containers.md", "../docs/metrics.md"}
+
 // documents are the pages of the manual.
 func documents(t *testing.T) []string {
 	t.Helper()
 	pages, err := filepath.Glob("../docs/*.md")
 	require.NoError(t, err)
-	require.NotEmpty(t, pages)
+	pages = slices.DeleteFunc(pages, func(page string) bool { return slices.Contains(ownTests, page) })
+	require.GreaterOrEqual(t, len(pages), 6)
 	return append(pages, "../README.md")
 }
 
@@ -174,6 +178,25 @@ func workPlace(t *testing.T) string {
 		}
 	})
 	return dir
+}
+
+// TestDocumentsAreListed in README.md, and link only to what is there.
+func TestDocumentsAreListed(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
+	listed := map[string]bool{}
+	for _, path := range documents(t) {
+		for _, found := range link.FindAllStringSubmatch(readFile(t, path), -1) {
+			target := filepath.Join(filepath.Dir(path), found[1])
+			_, err := os.Stat(target)
+			assert.NoError(t, err, "linked to in %s", path)
+			if filepath.Base(path) == "README.md" {
+				listed[target] = true
+			}
+		}
+	}
+	for _, path := range documents(t) {
+		assert.True(t, listed[path] || filepath.Base(path) == "README.md", "README.md does not list %s", path)
+	}
 }
 
 // A treeRow is a line of the tables of docs/tree.md.
