@@ -37,7 +37,9 @@ func fences(t *testing.T, path string) []fence {
 	text := readFile(t, path)
 	var found []fence
 	end := 0
-	for _, at := range fenceLines.FindAllStringSubmatchIndex(text, -1) {
+	all := fenceLines.FindAllStringSubmatchIndex(text, -1)
+	require.Equal(t, strings.Count(text, "```"), 2*len(all), "%s: each block begins and ends at the margin", path)
+	for _, at := range all {
 		block := fence{info: text[at[2]:at[3]]}
 		block.title = fmt.Sprintf("line %d", 1+strings.Count(text[:at[0]], "\n"))
 		block.script = text[at[4]:at[5]]
