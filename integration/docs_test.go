@@ -77,12 +77,20 @@ var notRun = map[string]string{
 	"$ cat /etc/systemd/system/lockfs.service":                              "there is no systemd where the tests run",
 }
 
-// TestDocuments types each page of the manual, block by block, on a mount of its own.
+// TestDocuments types each page of the manual, block by block, on a mount of its own. README.md is typed by TestCookbook.
 func TestDocuments(t *testing.T) {
+	binary, err := plainBinary() // the race detector would double the time
+	require.NoError(t, err)
+	command := filepath.Join(tempDir(t), "lockfs")
+	require.NoError(t, os.Symlink(binary, command))
 	for _, path := range documents(t) {
+		if filepath.Base(path) == "README.md" {
+			continue
+		}
 		t.Run(filepath.Base(path), func(t *testing.T) {
-			m := newMount(t)
 			work := workPlace(t)
+			base := tempDir(t)
+			m := mountAt(t, command, filepath.Join(base, "mnt"), filepath.Join(base, "state"))
 			for _, block := range fences(t, path) {
 				if interpreters[block.info] != nil && !t.Run(block.title, func(t *testing.T) { block.check(t, m, work) }) {
 					return // what follows builds on it
@@ -94,10 +102,8 @@ func TestDocuments(t *testing.T) {
 
 // check runs a block, and compares what it says.
 func (f fence) check(t *testing.T, m *mount, work string) {
-	binary, err := testedBinary()
-	require.NoError(t, err)
 	p := f.at(m, work).program(t, interpreters[f.info]...)
-	p.Env = append(p.Env, "PATH="+filepath.Dir(binary)+":/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "LOCKFS_DIR="+m.dir)
+	p.Env = append(p.Env, "PATH="+filepath.Dir(m.binary)+":/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "LOCKFS_DIR="+m.dir)
 	p.Dir = work
 	p.Stderr = &p.out
 	t.Cleanup(func() {
@@ -127,6 +133,10 @@ func TestBlocksThatNobodyRuns(t *testing.T) {
 			}
 		}
 	}
+	readme := readFile(t, "../README.md")
+	_, cookbook, _ := strings.Cut(readme, "\n## Cookbook\n")
+	cookbook, _, _ = strings.Cut(cookbook, "\n## ")
+	require.Equal(t, strings.Count(readme, "```"), strings.Count(cookbook, "```"), "what README.md has to type is in its cookbook")
 	slices.Sort(blocks)
 	require.Equal(t, slices.Sorted(maps.Keys(notRun)), slices.Compact(blocks))
 }
