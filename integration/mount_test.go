@@ -127,6 +127,21 @@ func TestCommands(t *testing.T) {
 	require.False(t, left)
 }
 
+// TestUmountWaits: when it has returned, nobody uses the state any more.
+func TestUmountWaits(t *testing.T) {
+	binary, err := testedBinary()
+	require.NoError(t, err)
+	base := tempDir(t)
+	for range 5 {
+		m := mountAt(t, binary, filepath.Join(base, "mnt"), filepath.Join(base, "state"))
+		require.Zero(t, lockfs(t, "umount", m.dir).code)
+		lock, err := os.Open(filepath.Join(m.state, "lock"))
+		require.NoError(t, err)
+		require.NoError(t, unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB))
+		require.NoError(t, lock.Close())
+	}
+}
+
 // TestMistakes on the command line get one line that names the value, and the exit code of their kind.
 func TestMistakes(t *testing.T) {
 	m := newMount(t)

@@ -11,11 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// lockName is the file in the state directory that who uses it has locked.
+const lockName = "lock"
+
 // lockState keeps two lockfs from serving the same state or the same files:
 // each would grant what the other has granted. The locks go with the last process
 // that has the files open which are returned: supervisor and worker.
 func lockState(state, files string) (locked []*os.File, err error) {
-	pidFile, err := os.OpenFile(filepath.Join(state, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	pidFile, err := os.OpenFile(filepath.Join(state, lockName), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, fail(exitUnreachable, "--state: %v", err)
 	}

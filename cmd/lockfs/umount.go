@@ -2,10 +2,13 @@ package main
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"lockfs/fs"
 )
@@ -29,6 +32,10 @@ func newUmount() *cobra.Command {
 		if mounted, _ := fs.MountedAt(dir); !mounted {
 			return fail(exitUnreachable, "%s is not a mounted lockfs", dir)
 		}
+		ended := func() {}
+		if !*lazy {
+			ended = whenEnded(dir)
+		}
 		err = fs.Unmount(dir, *lazy)
 		if errors.Is(err, syscall.EBUSY) {
 			return fail(exitNo, "%s is busy: a process has a file open or its working directory in it; end it, or use --lazy", dir)
@@ -36,7 +43,32 @@ func newUmount() *cobra.Command {
 		if err != nil {
 			return fail(exitUnreachable, "unmount %s: %v", dir, err)
 		}
+		ended()
 		return nil
 	}
 	return cmd
+}
+
+// endLimit is how long the processes of a mount may take to end.
+const endLimit = 5 * time.Second
+
+// whenEnded returns a function that waits until nobody uses the state directory
+// of the mount on dir any more, if we may know: then it can be copied or removed.
+func whenEnded(dir string) func() {
+	state, _ := stateOfWorker(deviceOf(dir), dir)
+	lock, err := os.Open(filepath.Join(state, lockName))
+	if state == "" || err != nil {
+		return func() {}
+	}
+	return func() {
+		free := make(chan struct{})
+		go func() {
+			defer close(free)
+			_ = unix.Flock(int(lock.Fd()), unix.LOCK_SH)
+		}()
+		select {
+		case <-free:
+		case <-time.After(endLimit):
+		}
+	}
 }

@@ -86,20 +86,22 @@ func findMounter(dir string) (state string, err error) {
 	if device == 0 {
 		return "", fail(exitUnreachable, "%s is not a mounted lockfs", dir)
 	}
-	if state, err = stateOfWorker(device); state != "" || err != nil {
+	if state, err = stateOfWorker(device, dir); state != "" || err != nil {
 		return state, err
 	}
 	// Between two workers, perhaps: this returns when one serves.
 	_, _ = os.Stat(filepath.Join(dir, "README"))
-	if state, err = stateOfWorker(device); state != "" || err != nil {
+	if state, err = stateOfWorker(device, dir); state != "" || err != nil {
 		return state, err
 	}
 	return "", notYours(dir)
 }
 
 // stateOfWorker is empty where no worker is found whose environment we may
-// read (proc_pid_environ(5)).
-func stateOfWorker(device uint32) (string, error) {
+// read (proc_pid_environ(5)). One that is about to end may have had the same
+// device, so the one that was mounted on dir is preferred; but to us the mount
+// may be elsewhere.
+func stateOfWorker(device uint32, dir string) (state string, err error) {
 	procs, err := os.ReadDir("/proc")
 	if err != nil {
 		return "", fail(exitUnreachable, "%v", err)
@@ -109,12 +111,17 @@ func stateOfWorker(device uint32) (string, error) {
 			continue
 		}
 		environ, _ := os.ReadFile(filepath.Join("/proc", p.Name(), "environ"))
-		if s, ok := workerSettings(string(environ)); ok && s.Device == device {
-			// It may see other files than we do.
-			return filepath.Join("/proc", p.Name(), "root", s.State), nil
+		s, ok := workerSettings(string(environ))
+		if !ok || s.Device != device {
+			continue
+		}
+		// It may see other files than we do.
+		state = filepath.Join("/proc", p.Name(), "root", s.State)
+		if s.Dir == dir {
+			break
 		}
 	}
-	return "", nil
+	return state, nil
 }
 
 func workerSettings(environ string) (s settings, ok bool) {
