@@ -18,6 +18,15 @@ type caller struct {
 // may reports whether the caller may change what belongs to uid.
 func (c caller) may(uid uint32) bool { return c.uid == 0 || c.uid == uid }
 
+// reader is for whom a text is made: its user, who may not see every token,
+// and the pid namespace that numbers of processes are of.
+type reader struct {
+	uid   uint32
+	space pidSpace
+}
+
+func (s *Server) readerOf(c caller) reader { return reader{c.uid, s.host.space(c.tid)} }
+
 // findLock finds NAME, NAME@TOKEN and, for its maker, NAME+DURATION in tlock/.
 func findLock(s *Server, _ node, name string, c caller) (node, error) {
 	if bare, ok := strings.CutSuffix(name, "@"); ok && CheckName(bare) == nil {
@@ -56,7 +65,7 @@ func findLock(s *Server, _ node, name string, c caller) (node, error) {
 
 // listLocks lists tlock/: the cookie of a lock is its token, so that a listing
 // goes on where it was whatever comes and goes meanwhile.
-func listLocks(s *Server, _ node, after uint64, add func(string, node, uint64) bool) {
+func listLocks(s *Server, _ node, _ caller, after uint64, add func(string, node, uint64) bool) {
 	const batch = 512
 	for {
 		locks := s.engine.List(after, batch)
@@ -136,7 +145,7 @@ func joinPath(dir, name string) string {
 	return dir + "/" + name
 }
 
-func listViewFiles(s *Server, dir node, after uint64, add func(string, node, uint64) bool) {
+func listViewFiles(s *Server, dir node, _ caller, after uint64, add func(string, node, uint64) bool) {
 	prefix := joinPath(dir.name, "")
 	last := ""
 	cookie := uint64(firstCookie)
@@ -157,33 +166,35 @@ func listViewFiles(s *Server, dir node, after uint64, add func(string, node, uin
 	}
 }
 
-func renderViewFile(s *Server, n node, _ uint32) ([]byte, error) {
+func renderViewFile(s *Server, n node, c caller) ([]byte, error) {
 	for _, f := range s.lockedFiles() {
 		if f.path == n.name {
 			locks, waiting := s.engine.Locks(f.key)
-			return lines(s.described(lockengine.Snapshot{Now: s.now(), Locks: locks, Waiting: waiting}), false), nil
+			return lines(s.described(lockengine.Snapshot{Now: s.now(), Locks: locks, Waiting: waiting}, c), false), nil
 		}
 	}
 	return nil, syscall.ENOENT
 }
 
-// pids lists the processes that hold or wait for anything, ascending.
-func (s *Server) pids() []int32 {
+// pids lists the processes that hold or wait for anything by the numbers that
+// a thread knows them by, ascending.
+func (s *Server) pids(tid int32) []int32 {
 	var out []int32
 	snap := s.engine.Snapshot()
+	space := s.host.space(tid)
 	for i := range snap.Locks {
-		out = append(out, snap.Locks[i].Who.PID)
+		out = append(out, space.pid(snap.Locks[i].Who.PID, snap.Locks[i].Since))
 	}
 	for i := range snap.Waiting {
-		out = append(out, snap.Waiting[i].Who.PID)
+		out = append(out, space.pid(snap.Waiting[i].Who.PID, snap.Waiting[i].Since))
 	}
 	slices.Sort(out)
 	out = slices.Compact(out)
 	return slices.DeleteFunc(out, func(pid int32) bool { return pid == 0 })
 }
 
-func listPids(s *Server, _ node, after uint64, add func(string, node, uint64) bool) {
-	for _, pid := range s.pids() {
+func listPids(s *Server, _ node, c caller, after uint64, add func(string, node, uint64) bool) {
+	for _, pid := range s.pids(c.tid) {
 		cookie := firstCookie + uint64(pid)
 		if cookie > after && !add(strconv.Itoa(int(pid)), node{row: viewPidRow}, cookie) {
 			return
@@ -191,19 +202,19 @@ func listPids(s *Server, _ node, after uint64, add func(string, node, uint64) bo
 	}
 }
 
-func findPid(s *Server, _ node, name string, _ caller) (node, error) {
+func findPid(s *Server, _ node, name string, c caller) (node, error) {
 	pid, err := strconv.ParseInt(name, 10, 32)
 	if err != nil || strconv.FormatInt(pid, 10) != name {
 		return node{}, syscall.ENOENT
 	}
-	if _, ok := slices.BinarySearch(s.pids(), int32(pid)); !ok {
+	if _, ok := slices.BinarySearch(s.pids(c.tid), int32(pid)); !ok {
 		return node{}, syscall.ENOENT
 	}
 	return s.dynamic.lookup(viewPidRow, name), nil
 }
 
-func renderViewPid(s *Server, n node, _ uint32) ([]byte, error) {
+func renderViewPid(s *Server, n node, c caller) ([]byte, error) {
 	pid, _ := strconv.ParseInt(n.name, 10, 32)
-	all := s.described(s.engine.Snapshot())
+	all := s.described(s.engine.Snapshot(), c)
 	return lines(slices.DeleteFunc(all, func(j lockJSON) bool { return j.PID != int32(pid) }), true), nil
 }

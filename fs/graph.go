@@ -35,21 +35,21 @@ type edge struct {
 	path     string
 }
 
-func renderGraph(s *Server, _ node, _ uint32) ([]byte, error) {
+func renderGraph(s *Server, _ node, c caller) ([]byte, error) {
 	snap := s.engine.Snapshot()
-	d := s.describer(snap.Now)
+	d := s.describer(snap.Now, s.readerOf(c))
 	labels := map[party]string{}
 	var edges []edge
 	seen := map[edge]bool{}
 	for i := range snap.Waiting {
 		w := &snap.Waiting[i]
 		from := partyOf(w.Who, w.Owner)
-		labels[from] = d.command(w.Who, w.Since)
+		labels[from] = d.process(w.Who, w.Since).label()
 		for _, j := range w.Blockers {
 			l := &snap.Locks[j]
 			to := partyOf(l.Who, l.Owner)
 			if _, ok := labels[to]; !ok {
-				labels[to] = d.command(l.Who, l.Since)
+				labels[to] = d.process(l.Who, l.Since).label()
 			}
 			e := edge{from, to, d.path(w.Class, w.Name)}
 			if !seen[e] {
@@ -60,6 +60,8 @@ func renderGraph(s *Server, _ node, _ uint32) ([]byte, error) {
 	}
 	return dot(labels, edges), nil
 }
+
+func (p process) label() string { return fmt.Sprintf("%d %s", p.pid, p.command) }
 
 // dot writes Graphviz DOT; edges on a cycle are red.
 func dot(labels map[party]string, edges []edge) []byte {
@@ -76,7 +78,7 @@ func dot(labels map[party]string, edges []edge) []byte {
 		return slices.Compare([]uint64{a.owner.Session, a.owner.ID}, []uint64{b.owner.Session, b.owner.ID})
 	})
 	for _, p := range parties {
-		fmt.Fprintf(&b, "\t%s [label=%s];\n", p, dotQuote(fmt.Sprintf("%d %s", p.pid, labels[p])))
+		fmt.Fprintf(&b, "\t%s [label=%s];\n", p, dotQuote(labels[p]))
 	}
 	component := components(edges)
 	for _, e := range edges {

@@ -212,6 +212,10 @@ func (h *handle) encode() encoder {
 		e.int(int64(t.pid))
 	}
 	e.uint(uint64(h.uid))
+	if st := h.stream; st != nil {
+		e.int(int64(st.space.depth))
+		e.uint(st.space.inode)
+	}
 	return e
 }
 
@@ -243,6 +247,9 @@ func (s *Server) decodeHandle(d *decoder) *handle {
 	}
 	if len(d.rest) > 0 { // not in a record of before there were limits
 		h.uid = uint32(d.uint())
+	}
+	if h.stream != nil && len(d.rest) > 0 { // nor of before pids were translated
+		h.stream.space = pidSpace{int(d.int()), d.uint()}
 	}
 	return h
 }

@@ -22,6 +22,8 @@ type host struct {
 	// alive reports whether a process still runs, asker tells of that of a thread.
 	alive func(pid int32) bool
 	asker func(tid int32, now int64) asker
+	// space is the pid namespace of a thread that waits for our answer.
+	space func(tid int32) pidSpace
 }
 
 // connection is the kernel's end: frames are read from it and sent to it.
@@ -64,6 +66,7 @@ func hostOf(cfg *Config) host {
 		buffers: &sync.Pool{New: func() any { return new([bufferSize]byte) }},
 		alive:   processRuns,
 		asker:   askers.of,
+		space:   spaceOf,
 	}
 	if cfg.Journal != nil {
 		h.journal = cfg.Journal

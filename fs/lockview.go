@@ -2,6 +2,7 @@ package fs
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -12,18 +13,21 @@ import (
 type lockView struct {
 	lockengine.Lock
 	s       *Server
-	uid     uint32 // for whom
+	to      caller
 	now     lockengine.Instant
 	waiters []lockengine.Waiting
 }
 
-func (s *Server) viewLock(l lockengine.Lock, uid uint32) *lockView {
-	v := &lockView{Lock: l, s: s, uid: uid, now: s.now()}
+func (s *Server) viewLock(l lockengine.Lock, c caller) *lockView {
+	v := &lockView{Lock: l, s: s, to: c, now: s.now()}
 	if l.Waiters > 0 {
 		v.waiters = s.engine.Waiters(lockengine.Named, l.Name)
 	}
 	return v
 }
+
+// space is the reader's pid namespace.
+func (v *lockView) space() pidSpace { return v.s.host.space(v.to.tid) }
 
 // showsToken reports whether a user may see the token of a lock of holder.
 func (s *Server) showsToken(uid, holder uint32) bool {
@@ -75,20 +79,41 @@ func wholeLine(text string) string {
 }
 
 func renderHolder(v *lockView) string {
-	rest := v.Meta
-	kind, rest, _ := strings.Cut(rest, "\n")
-	live := "no"
-	if holderAlive(&v.Lock) {
-		live = "yes"
-	}
+	space := v.space()
+	kind, rest, _ := strings.Cut(v.meta(space), "\n")
 	return fmt.Sprintf("%s\nuid %d\nuser %s\ngid %d\npid %d\n%ssince %s\nalive %s\n",
-		kind, v.Who.UID, userName(v.Who.UID), v.Who.GID, v.Who.PID, rest, decimal(v.Since.Wall), live)
+		kind, v.Who.UID, userName(v.Who.UID), v.Who.GID, space.pid(v.Who.PID, v.Since), rest, decimal(v.Since.Wall), v.alive())
+}
+
+// alive says whether the holder's process still runs: yes, no, or unknown, of
+// one that we cannot see.
+func (v *lockView) alive() string {
+	switch {
+	case v.Who.PID == 0:
+		return "unknown"
+	case holderAlive(&v.Lock):
+		return "yes"
+	}
+	return "no"
+}
+
+// meta is what was noted of the holder when it took the lock, with the number
+// of its parent in the reader's namespace.
+func (v *lockView) meta(space pidSpace) string {
+	before, parent, found := strings.Cut(v.Meta, "\nppid ")
+	if !found {
+		return v.Meta
+	}
+	number, after, _ := strings.Cut(parent, "\n")
+	pid, _ := strconv.ParseInt(number, 10, 32)
+	return fmt.Sprintf("%s\nppid %d\n%s", before, space.pid(int32(pid), v.Since), after)
 }
 
 func renderWaiters(v *lockView) string {
 	var b strings.Builder
+	space := v.space()
 	for _, w := range v.waiters {
-		fmt.Fprintf(&b, "%d %d %d %s\n", w.Who.PID, w.Who.UID, v.secondsWaited(w), commandLine(w.Who.PID))
+		fmt.Fprintf(&b, "%d %d %d %s\n", space.pid(w.Who.PID, w.Since), w.Who.UID, v.secondsWaited(w), commandLine(w.Who.PID))
 	}
 	return b.String()
 }
@@ -100,9 +125,12 @@ func (v *lockView) secondsWaited(w lockengine.Waiting) int64 {
 // renderStatus is one sentence for a person.
 func renderStatus(v *lockView) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s is held by %s (pid %d", v.Name, userName(v.Who.UID), v.Who.PID)
+	fmt.Fprintf(&b, "%s is held by %s (pid %d", v.Name, userName(v.Who.UID), v.space().pid(v.Who.PID, v.Since))
 	if c := metaValue(v.Meta, "command"); c != "" {
 		fmt.Fprintf(&b, ", %s", c)
+	}
+	if c := metaValue(v.Meta, "container"); c != "" {
+		fmt.Fprintf(&b, ", in container %s", c)
 	}
 	fmt.Fprintf(&b, ") since %s", time.Unix(0, v.Since.Wall).Format("2006-01-02 15:04:05"))
 	if v.Timeout == 0 {

@@ -48,8 +48,9 @@ func (s *Server) open(n node, in *fuse.OpenIn) (*handle, error) {
 	if err := s.mayOpen(in.Uid, n); err != nil {
 		return nil, err
 	}
+	c := callerOf(&in.InHeader)
 	if in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY {
-		if err := s.mayWrite(n, callerOf(&in.InHeader)); err != nil {
+		if err := s.mayWrite(n, c); err != nil {
 			return nil, err
 		}
 	}
@@ -57,14 +58,14 @@ func (s *Server) open(n node, in *fuse.OpenIn) (*handle, error) {
 	switch {
 	case n.row.stream != nil:
 		h.stream = n.row.stream(s, n)
-		h.stream.h = h
+		h.stream.h, h.stream.space = h, s.host.space(c.tid)
 		err = h.stream.start()
 	case n.row.text != nil:
-		h.data, err = n.row.text(s, n, in.Uid)
+		h.data, err = n.row.text(s, n, c)
 	case n.row.lockText != nil:
 		var l lockengine.Lock
 		if l, err = s.lockOf(n); err == nil {
-			h.data = []byte(n.row.lockText(s.viewLock(l, in.Uid)))
+			h.data = []byte(n.row.lockText(s.viewLock(l, c)))
 		}
 	default:
 		err = syscall.EISDIR
@@ -310,7 +311,7 @@ func (s *Server) readDir(in *fuse.ReadIn, add func(fuse.DirEntry) bool) error {
 		}
 	}
 	if n.row.list != nil {
-		n.row.list(s, n, after, entry)
+		n.row.list(s, n, callerOf(&in.InHeader), after, entry)
 	}
 	return nil
 }

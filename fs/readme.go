@@ -5,4 +5,4 @@ import _ "embed"
 //go:embed tree.txt
 var treeText []byte
 
-func renderReadme(*Server, node, uint32) ([]byte, error) { return treeText, nil }
+func renderReadme(*Server, node, caller) ([]byte, error) { return treeText, nil }

@@ -217,6 +217,9 @@ func (l *simLife) living(pid int32) bool {
 }
 func (l *simLife) asker(tid int32, _ int64) asker { return asker{l.processOf(tid), "pid 0\n"} }
 
+// space is the same of all: the simulated processes are in one namespace.
+func (l *simLife) space(int32) pidSpace { return pidSpace{} }
+
 // after starts a timer, which rings when time passes next.
 func (l *simLife) after(d time.Duration, f func()) stopper {
 	t := &simTimer{life: l, at: l.now.Boot + int64(d), ring: f}
@@ -333,7 +336,7 @@ func (s *sim) start() {
 		s.server, err = newServer(Config{
 			Engine: engine, Now: engine.Now, Session: 1, Files: s.dir, DefaultTimeout: simTimeout, MaxTimeout: 24 * time.Hour,
 			ViewMode: 0o555, Instance: "mount",
-		}, host{conn: l, journal: l, spawn: l.spawn, after: l.after, buffers: &simBuffers, alive: l.living, asker: l.asker})
+		}, host{conn: l, journal: l, spawn: l.spawn, after: l.after, buffers: &simBuffers, alive: l.living, asker: l.asker, space: l.space})
 		if err != nil {
 			s.fail("no server: %v", err)
 		}

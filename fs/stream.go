@@ -27,6 +27,7 @@ type stream struct {
 	arm    func(cursor uint64, wake func())
 	disarm func()
 	watch  lockWatch // of a wait: what tells of the end
+	space  pidSpace  // the reader's
 
 	mu       sync.Mutex
 	at       position
@@ -229,7 +230,7 @@ func newEventStream(s *Server, _ node) *stream {
 	var watch lockengine.WatchID
 	st.next = func(cursor uint64, size int) (string, uint64, bool) {
 		events, missed := s.engine.Events(cursor, max(1, min(256, size/typicalEvent)))
-		return s.eventLines(events, missed, st.h.uid), cursor + missed + uint64(len(events)), false
+		return s.eventLines(events, missed, reader{st.h.uid, st.space}), cursor + missed + uint64(len(events)), false
 	}
 	st.start = func() error {
 		st.at.cursor = s.engine.Stats().Events
@@ -275,7 +276,7 @@ type gapJSON struct {
 	Missed uint64 `json:"missed"`
 }
 
-func (s *Server) eventLines(events []lockengine.Event, missed uint64, uid uint32) string {
+func (s *Server) eventLines(events []lockengine.Event, missed uint64, r reader) string {
 	if len(events) == 0 && missed == 0 {
 		return ""
 	}
@@ -285,10 +286,10 @@ func (s *Server) eventLines(events []lockengine.Event, missed uint64, uid uint32
 	if missed > 0 {
 		_ = enc.Encode(gapJSON{"gap", missed}) // a bytes.Buffer takes everything
 	}
-	d := s.describer(s.now())
+	d := s.describer(s.now(), r)
 	for i := range events {
 		j := d.event(&events[i])
-		if !s.showsToken(uid, j.UID) {
+		if !s.showsToken(r.uid, j.UID) {
 			j.Token = 0
 		}
 		_ = enc.Encode(j)
@@ -299,7 +300,7 @@ func (s *Server) eventLines(events []lockengine.Event, missed uint64, uid uint32
 func (d *describer) event(e *lockengine.Event) eventJSON {
 	j := eventJSON{
 		Seq: e.Seq, At: seconds(e.At.Wall), Event: eventNames[e.Kind], Class: classNames[e.Class],
-		Path: d.path(e.Class, e.Name), PID: e.Who.PID, UID: e.Who.UID, Token: e.Token, Kind: metaValue(e.Meta, "kind"),
+		Path: d.path(e.Class, e.Name), PID: d.space.pid(e.Who.PID, e.At), UID: e.Who.UID, Token: e.Token, Kind: metaValue(e.Meta, "kind"),
 	}
 	if e.Mode != 0 {
 		j.Mode = modeNames[e.Mode]

@@ -15,8 +15,8 @@ type row struct {
 	// leaves them out, so that no walk of the tree opens them.
 	unlisted bool
 
-	// text renders a file's content, once for each open, for this uid.
-	text func(*Server, node, uint32) ([]byte, error)
+	// text renders a file's content, once for each open, for the caller.
+	text func(*Server, node, caller) ([]byte, error)
 	// quick texts are short, however many locks there are.
 	quick bool
 	// children are the fixed entries of a directory.
@@ -26,7 +26,7 @@ type row struct {
 	find func(*Server, node, string, caller) (node, error)
 	// list calls add for the entries that are not fixed, in order of cookie,
 	// after the one given, until add returns false.
-	list func(s *Server, n node, after uint64, add func(name string, n node, cookie uint64) bool)
+	list func(s *Server, n node, c caller, after uint64, add func(name string, n node, cookie uint64) bool)
 	// stream makes what reads of an open file wait for.
 	stream func(*Server, node) *stream
 	// once is set for a stream that says one thing, the same to everybody, and

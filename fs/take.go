@@ -89,7 +89,7 @@ func (s *Server) namedRequest(name, kind string, timeout time.Duration, h *fuse.
 	return lockengine.Request{
 		Class:   lockengine.Named,
 		Name:    name,
-		Owner:   lockengine.Owner{Session: s.cfg.Session, ID: uint64(from.pid)},
+		Owner:   lockengine.Owner{Session: s.cfg.Session, ID: ownerID(from.pid, kind, h)},
 		Mode:    lockengine.Exclusive,
 		Range:   lockengine.Whole,
 		Who:     lockengine.Who{PID: from.pid, TID: int32(h.Pid), UID: h.Uid, GID: h.Gid},
@@ -98,6 +98,31 @@ func (s *Server) namedRequest(name, kind string, timeout time.Duration, h *fuse.
 		Guard:   masterOf(name),
 		Meta:    "kind " + kind + "\n" + from.who,
 	}, nil
+}
+
+// What the owner of a named lock is, where it is not a process of ours.
+const (
+	unseenUser = uint64(1) << 61 // with a uid
+	unseenCall = uint64(1) << 62 // with the number of a request
+)
+
+// ownerID is who asks for a named lock: its process. One owner may take a lock
+// under its master lock, and has back its place in the queue.
+//
+// Of callers outside our pid namespace the kernel tells nothing but the user.
+// Each of their opens is an owner of its own. Not so a mkdir: Sys::Tlock makes
+// two of them, the second under the lock of the first, and believes that it
+// succeeded. So those of one user are one owner. Of two such programs one
+// still loses the race for the master lock; but a mkdir of that user which
+// asks for no master lock can come in between.
+func ownerID(pid int32, kind string, h *fuse.InHeader) uint64 {
+	switch {
+	case pid != 0:
+		return uint64(pid)
+	case kind == "mkdir":
+		return unseenUser | uint64(h.Uid)
+	}
+	return unseenCall | requestID(h.Unique)
 }
 
 // openTaken answers the OPEN with a handle on the lock granted.

@@ -54,11 +54,15 @@ func TestPrintableJSON(t *testing.T) {
 func TestGroupsOfCgroup(t *testing.T) {
 	id := strings.Repeat("0123456789abcdef", 4)
 	for in, want := range map[string][2]string{
-		"0::/system.slice/cron.service\n":                     {"cron.service", ""},
-		"0::/user.slice/user-0.slice/session-3.scope\n":       {"session-3.scope", ""},
-		"0::/system.slice/docker-" + id + ".scope\n":          {"docker-" + id + ".scope", id[:12]},
-		"0::/docker/" + id + "\n":                             {"", id[:12]},
-		"0::/machine.slice/libpod-" + id + ".scope/container": {"libpod-" + id + ".scope", id[:12]},
+		"0::/system.slice/cron.service\n":                      {"cron.service", ""},
+		"0::/user.slice/user-0.slice/session-3.scope\n":        {"session-3.scope", ""},
+		"0::/system.slice/docker-" + id + ".scope\n":           {"docker-" + id + ".scope", id[:12]},
+		"0::/docker/" + id + "\n":                              {"", id[:12]},
+		"0::/machine.slice/libpod-" + id + ".scope/container":  {"libpod-" + id + ".scope", id[:12]},
+		"9:name=systemd:/libpod_parent/libpod-" + id + "\n":    {"", id[:12]},
+		"0::/../libpod-" + id + "\n":                           {"", id[:12]}, // seen from a cgroup namespace
+		"0::/kubepods.slice/cri-containerd-" + id + ".scope\n": {"cri-containerd-" + id + ".scope", id[:12]},
+		"0::/kubepods/burstable/pod5c1e/" + id + "\n":          {"", id[:12]},
 		"0::/\n": {"", ""},
 	} {
 		assert.Equal(t, want, [2]string{unitOf(in), containerOf(in)}, "%q", in)
@@ -70,9 +74,9 @@ func TestCommandOfALaterProcess(t *testing.T) {
 	pid := int32(os.Getpid())
 	st, ok := statOf(pid)
 	require.True(t, ok)
-	d := (*Server)(nil).describer(lockengine.Instant{})
+	d := (*Server)(nil).describer(lockengine.Instant{}, reader{})
 	command := func(pid int32, since int64) string {
-		return d.command(lockengine.Who{PID: pid}, lockengine.Instant{Boot: since})
+		return d.process(lockengine.Who{PID: pid}, lockengine.Instant{Boot: since}).command
 	}
 	assert.Equal(t, printable(st.comm), command(pid, st.start+1))
 	assert.Empty(t, command(pid, st.start-1), "whatever was asked of it before")
@@ -107,7 +111,7 @@ func TestPeople(t *testing.T) {
 // dot marks exactly the edges on cycles.
 func TestGraphMarksCycles(t *testing.T) {
 	p := func(pid int32) party { return party{pid: pid} }
-	labels := map[party]string{p(1): "a", p(2): `b"`, p(3): "c", p(4): "d"}
+	labels := map[party]string{p(1): "1 a", p(2): `2 b"`, p(3): "3 c", p(4): "4 d"}
 	text := string(dot(labels, []edge{
 		{p(1), p(2), "files/x"}, {p(2), p(1), "files/y"}, {p(3), p(1), "files/x"}, {p(3), p(4), "tlock/z"}, {p(4), p(4), "files/s"},
 	}))

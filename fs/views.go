@@ -27,25 +27,26 @@ var (
 
 // lockJSON is a line of view/locks.jsonl.
 type lockJSON struct {
-	Class    string    `json:"class"`
-	State    string    `json:"state"`
-	Mode     string    `json:"mode"`
-	Path     string    `json:"path"`
-	Start    *uint64   `json:"start,omitempty"`
-	End      *lastByte `json:"end,omitempty"`
-	PID      int32     `json:"pid"`
-	TID      int32     `json:"tid"`
-	UID      uint32    `json:"uid"`
-	GID      uint32    `json:"gid"`
-	Command  string    `json:"command"`
-	Since    seconds   `json:"since"`
-	Seconds  seconds   `json:"seconds"`
-	Name     string    `json:"name,omitempty"`
-	Token    uint64    `json:"token,omitempty"`
-	Kind     string    `json:"kind,omitempty"`
-	Expiry   *seconds  `json:"expiry,omitempty"`
-	Left     *seconds  `json:"left,omitempty"`
-	Blockers []int32   `json:"blockers,omitempty"`
+	Class     string    `json:"class"`
+	State     string    `json:"state"`
+	Mode      string    `json:"mode"`
+	Path      string    `json:"path"`
+	Start     *uint64   `json:"start,omitempty"`
+	End       *lastByte `json:"end,omitempty"`
+	PID       int32     `json:"pid"`
+	TID       int32     `json:"tid"`
+	UID       uint32    `json:"uid"`
+	GID       uint32    `json:"gid"`
+	Command   string    `json:"command"`
+	Container string    `json:"container,omitempty"`
+	Since     seconds   `json:"since"`
+	Seconds   seconds   `json:"seconds"`
+	Name      string    `json:"name,omitempty"`
+	Token     uint64    `json:"token,omitempty"`
+	Kind      string    `json:"kind,omitempty"`
+	Expiry    *seconds  `json:"expiry,omitempty"`
+	Left      *seconds  `json:"left,omitempty"`
+	Blockers  []int32   `json:"blockers,omitempty"`
 }
 
 // lastByte is the inclusive end of a range; the end of the file is null.
@@ -58,17 +59,27 @@ func (e lastByte) MarshalJSON() ([]byte, error) {
 	return strconv.AppendUint(nil, uint64(e)-1, 10), nil
 }
 
-// describer turns locks into lines; it remembers paths and processes, of which
-// there are fewer than locks.
+// describer turns locks into lines for a reader; it remembers paths and
+// processes, of which there are fewer than locks.
 type describer struct {
-	s         *Server
+	s *Server
+	reader
 	now       lockengine.Instant
 	paths     map[string]string
-	processes map[int32]processStat // zero: gone
+	processes map[int32]process
 }
 
-func (s *Server) describer(now lockengine.Instant) *describer {
-	return &describer{s: s, now: now, paths: map[string]string{}, processes: map[int32]processStat{}}
+// process is what is told of a running process; all zero, but for pid, of one
+// that is gone.
+type process struct {
+	pid       int32 // as the reader knows it
+	command   string
+	container string
+	start     int64 // boot time
+}
+
+func (s *Server) describer(now lockengine.Instant, r reader) *describer {
+	return &describer{s: s, reader: r, now: now, paths: map[string]string{}, processes: map[int32]process{}}
 }
 
 // path is where in the mount the thing locked is.
@@ -84,18 +95,21 @@ func (d *describer) path(class lockengine.Class, name string) string {
 	return p
 }
 
-// command is the name of the process a lock was granted to, empty when that is
-// gone, also if its number is another's now.
-func (d *describer) command(who lockengine.Who, since lockengine.Instant) string {
-	st, ok := d.processes[who.PID]
+// process is the one a lock was granted to. It is gone also if its number is
+// another's now.
+func (d *describer) process(who lockengine.Who, since lockengine.Instant) process {
+	p, ok := d.processes[who.PID]
 	if !ok {
-		st, _ = statOf(who.PID)
-		d.processes[who.PID] = st
+		p.pid = d.space.pid(who.PID, d.now)
+		if st, runs := statOf(who.PID); runs {
+			p.command, p.container, p.start = printable(st.comm), containerOf(cgroupOf(who.PID)), st.start
+		}
+		d.processes[who.PID] = p
 	}
-	if st.start > since.Boot {
-		return ""
+	if p.start > since.Boot {
+		return process{pid: d.space.pid(who.PID, since)}
 	}
-	return printable(st.comm)
+	return p
 }
 
 func (d *describer) held(l *lockengine.Lock) lockJSON {
@@ -106,6 +120,7 @@ func (d *describer) held(l *lockengine.Lock) lockJSON {
 		if c := metaValue(l.Meta, "command"); c != "" {
 			j.Command, _, _ = strings.Cut(c, " ")
 		}
+		j.Container = metaValue(l.Meta, "container")
 		if l.Timeout != 0 {
 			j.Expiry, j.Left = ptr(seconds(l.Expiry.Wall)), ptr(seconds(max(0, l.Expiry.Boot-d.now.Boot)))
 		}
@@ -120,7 +135,7 @@ func (d *describer) waiting(w *lockengine.Waiting, locks []lockengine.Lock) lock
 		j.Name, j.Kind = w.Name, metaValue(w.Meta, "kind")
 	}
 	for _, i := range w.Blockers {
-		if pid := locks[i].Who.PID; !slices.Contains(j.Blockers, pid) {
+		if pid := d.process(locks[i].Who, locks[i].Since).pid; !slices.Contains(j.Blockers, pid) {
 			j.Blockers = append(j.Blockers, pid)
 		}
 	}
@@ -129,9 +144,10 @@ func (d *describer) waiting(w *lockengine.Waiting, locks []lockengine.Lock) lock
 
 func (d *describer) common(class lockengine.Class, name string, mode lockengine.Mode, rng lockengine.Range,
 	who lockengine.Who, since lockengine.Instant) lockJSON {
+	p := d.process(who, since)
 	j := lockJSON{
 		Class: classNames[class], Mode: modeNames[mode], Path: d.path(class, name),
-		PID: who.PID, TID: who.TID, UID: who.UID, GID: who.GID, Command: d.command(who, since),
+		PID: p.pid, TID: d.space.pid(who.TID, since), UID: who.UID, GID: who.GID, Command: p.command, Container: p.container,
 		Since: seconds(since.Wall), Seconds: seconds(max(0, d.now.Boot-since.Boot)),
 	}
 	if class == lockengine.Record {
@@ -140,9 +156,9 @@ func (d *describer) common(class lockengine.Class, name string, mode lockengine.
 	return j
 }
 
-// described is a snapshot as lines, the held ones first.
-func (s *Server) described(snap lockengine.Snapshot) []lockJSON {
-	d := s.describer(snap.Now)
+// described is a snapshot as lines for who reads it, the held ones first.
+func (s *Server) described(snap lockengine.Snapshot, c caller) []lockJSON {
+	d := s.describer(snap.Now, s.readerOf(c))
 	out := make([]lockJSON, 0, len(snap.Locks)+len(snap.Waiting))
 	for i := range snap.Locks {
 		out = append(out, d.held(&snap.Locks[i]))
@@ -153,12 +169,12 @@ func (s *Server) described(snap lockengine.Snapshot) []lockJSON {
 	return out
 }
 
-func renderLocksJSON(s *Server, _ node, uid uint32) ([]byte, error) {
+func renderLocksJSON(s *Server, _ node, c caller) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	for _, j := range s.described(s.engine.Snapshot()) {
-		if !s.showsToken(uid, j.UID) {
+	for _, j := range s.described(s.engine.Snapshot(), c) {
+		if !s.showsToken(c.uid, j.UID) {
 			j.Token = 0
 		}
 		if err := enc.Encode(j); err != nil {
@@ -168,15 +184,26 @@ func renderLocksJSON(s *Server, _ node, uid uint32) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-func renderLocks(s *Server, _ node, _ uint32) ([]byte, error) {
-	return table(s.described(s.engine.Snapshot())), nil
+func renderLocks(s *Server, _ node, c caller) ([]byte, error) {
+	return table(s.described(s.engine.Snapshot(), c)), nil
 }
 
-// table prints locks for people, like lslocks(8).
+// table prints locks for people, like lslocks(8); with a column for containers
+// when there is anything in it.
 func table(lines []lockJSON) []byte {
 	var b bytes.Buffer
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "CLASS\tSTATE\tMODE\tSTART\tEND\tPID\tUSER\tCOMMAND\tFOR\tLEFT\tPATH")
+	boxed := slices.ContainsFunc(lines, func(j lockJSON) bool { return j.Container != "" })
+	box := func(container string) string {
+		switch {
+		case !boxed:
+			return ""
+		case container == "":
+			return "-\t"
+		}
+		return container + "\t"
+	}
+	fmt.Fprintf(w, "CLASS\tSTATE\tMODE\tSTART\tEND\tPID\tUSER\tCOMMAND\t%sFOR\tLEFT\tPATH\n", box("CONTAINER"))
 	users := map[uint32]string{}
 	for _, j := range lines {
 		if users[j.UID] == "" {
@@ -192,8 +219,8 @@ func table(lines []lockJSON) []byte {
 		if command == "" {
 			command = "-"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", j.Class, j.State, j.Mode, start, end,
-			j.PID, users[j.UID], command, people(time.Duration(j.Seconds).Truncate(time.Second)), left, j.Path)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s%s\t%s\t%s\n", j.Class, j.State, j.Mode, start, end,
+			j.PID, users[j.UID], command, box(j.Container), people(time.Duration(j.Seconds).Truncate(time.Second)), left, j.Path)
 	}
 	w.Flush()
 	return b.Bytes()
@@ -221,6 +248,9 @@ func lines(js []lockJSON, withPath bool) []byte {
 		if j.Command != "" {
 			fmt.Fprintf(&b, " command %s", j.Command)
 		}
+		if j.Container != "" {
+			fmt.Fprintf(&b, " container %s", j.Container)
+		}
 		if withPath {
 			fmt.Fprintf(&b, " path %s", j.Path)
 		}
@@ -229,7 +259,7 @@ func lines(js []lockJSON, withPath bool) []byte {
 	return b.Bytes()
 }
 
-func renderStats(s *Server, _ node, uid uint32) ([]byte, error) {
+func renderStats(s *Server, _ node, c caller) ([]byte, error) {
 	st := s.engine.Stats()
 	var b bytes.Buffer
 	for _, c := range []lockengine.Class{lockengine.Named, lockengine.Record, lockengine.Flock} {
@@ -241,7 +271,7 @@ func renderStats(s *Server, _ node, uid uint32) ([]byte, error) {
 		st.Expired, st.Forced, st.Deadlocks, st.Possible, st.OverQuota, st.Events,
 		s.files.NumHandles()+s.handles.count(), s.files.NumNodes(), s.dynamic.pinned()+s.files.NumPinned(),
 		(s.now().Boot-s.started.Boot)/int64(time.Second), s.instance.restarts)
-	if s.showsToken(uid, 0) {
+	if s.showsToken(c.uid, 0) {
 		fmt.Fprintf(&b, "last_token %d\n", st.LastToken)
 	}
 	if s.host.journal != nil {
@@ -267,7 +297,7 @@ type lockDetail struct {
 	User      string         `json:"user"`
 	GID       uint32         `json:"gid"`
 	PID       int32          `json:"pid"`
-	Alive     bool           `json:"alive"`
+	Alive     *bool          `json:"alive,omitempty"` // absent: unknown
 	Command   string         `json:"command,omitempty"`
 	PPID      int64          `json:"ppid,omitempty"`
 	PCommand  string         `json:"pcommand,omitempty"`
@@ -288,16 +318,21 @@ type waiterDetail struct {
 }
 
 func renderLockJSON(v *lockView) string {
-	meta := func(key string) string { return metaValue(v.Meta, key) }
+	space := v.space()
+	lines := v.meta(space)
+	meta := func(key string) string { return metaValue(lines, key) }
 	ppid, _ := strconv.ParseInt(meta("ppid"), 10, 64)
 	d := lockDetail{
 		Name: v.Name, Token: v.Token, Start: v.Start, Since: seconds(v.Since.Wall), Age: seconds(v.age()),
-		Kind: v.kind(), UID: v.Who.UID, User: userName(v.Who.UID), GID: v.Who.GID, PID: v.Who.PID,
-		Alive: holderAlive(&v.Lock), Command: meta("command"), PPID: ppid, PCommand: meta("pcommand"),
+		Kind: v.kind(), UID: v.Who.UID, User: userName(v.Who.UID), GID: v.Who.GID, PID: space.pid(v.Who.PID, v.Since),
+		Command: meta("command"), PPID: ppid, PCommand: meta("pcommand"),
 		Unit: meta("unit"), Container: meta("container"), Host: meta("host"), Note: v.Note,
 		Status: strings.TrimSuffix(renderStatus(v), "\n"), Waiters: []waiterDetail{},
 	}
-	if !v.s.showsToken(v.uid, v.Who.UID) {
+	if live := v.alive(); live != "unknown" {
+		d.Alive = ptr(live == "yes")
+	}
+	if !v.s.showsToken(v.to.uid, v.Who.UID) {
 		d.Token = 0
 	}
 	if uid, err := strconv.ParseUint(meta("loginuid"), 10, 32); err == nil {
@@ -307,7 +342,7 @@ func renderLockJSON(v *lockView) string {
 		d.Timeout, d.Expiry, d.Left = ptr(seconds(v.Timeout)), ptr(seconds(v.Expiry.Wall)), ptr(seconds(v.left()))
 	}
 	for _, w := range v.waiters {
-		d.Waiters = append(d.Waiters, waiterDetail{w.Who.PID, w.Who.UID, seconds(v.now.Boot - w.Since.Boot), commandLine(w.Who.PID)})
+		d.Waiters = append(d.Waiters, waiterDetail{space.pid(w.Who.PID, w.Since), w.Who.UID, seconds(v.now.Boot - w.Since.Boot), commandLine(w.Who.PID)})
 	}
 	b, err := json.Marshal(d)
 	if err != nil {

@@ -220,9 +220,9 @@ func describe(pid int32) string {
 	if uid, err := readProc(pid, "loginuid"); err == nil && string(uid) != "4294967295" {
 		add("loginuid", strings.TrimSpace(string(uid)))
 	}
-	cgroup, _ := readProc(pid, "cgroup")
-	add("unit", unitOf(string(cgroup)))
-	add("container", containerOf(string(cgroup)))
+	cgroup := cgroupOf(pid)
+	add("unit", unitOf(cgroup))
+	add("container", containerOf(cgroup))
 	host, _ := os.Hostname()
 	add("host", printable(host))
 	return b.String()
@@ -232,6 +232,12 @@ var (
 	unitPattern      = regexp.MustCompile(`/([^/\n]+\.(?:service|scope))(?:/|\n|$)`)
 	containerPattern = regexp.MustCompile(`(?:^|[/:-])([0-9a-f]{64})(?:\.scope)?(?:/|\n|$)`)
 )
+
+// cgroupOf is a process's /proc/PID/cgroup.
+func cgroupOf(pid int32) string {
+	b, _ := readProc(pid, "cgroup")
+	return string(b)
+}
 
 // unitOf is the innermost systemd unit in a /proc/PID/cgroup.
 func unitOf(cgroup string) string {
