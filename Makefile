@@ -11,7 +11,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # What the integration tests run: each program, and the Debian package it is in.
 PROGRAMS := flock:util-linux unshare:util-linux setpriv:util-linux perl:perl python3:python3 sqlite3:sqlite3 \
-	git:git busybox:busybox-static dash:dash timeout:coreutils stress-ng:stress-ng fusermount3:fuse3 gcc:gcc find:findutils diff:diffutils tar:tar
+	git:git busybox:busybox-static dash:dash timeout:coreutils stress-ng:stress-ng fusermount3:fuse3 podman:podman runc:runc gcc:gcc find:findutils diff:diffutils tar:tar
 PERL_MODULES := File/FcntlLock.pm:libfile-fcntllock-perl
 
 # How long each fuzz target runs; one that fails leaves its input in testdata/fuzz.
@@ -40,6 +40,7 @@ run: build
 test: deps
 	go vet ./...
 	LOCKFS_SIM_SECONDS=20 go test -race ./lockengine/... ./fs/... ./cmd/...
+	cd packaging/container && go vet ./... && go test ./...
 	go test -race -count=1 -timeout 20m ./integration/...
 
 # Installs what is missing, where that is possible; else says what to install.
