@@ -2,7 +2,6 @@ package integration
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,13 +32,18 @@ const (
 	lockfsImage = "localhost/lockfs"
 )
 
+// podmanFlags keep all that podman has below a directory.
+func podmanFlags(dir string) []string {
+	return []string{
+		"--root", dir + "/root", "--runroot", dir + "/run", "--tmpdir", dir + "/tmp", "--storage-driver", "vfs",
+		"--runtime", "runc", "--cgroup-manager", "cgroupfs", "--log-level", "error",
+	}
+}
+
 func newPodman(t testing.TB) *podman {
 	t.Helper()
 	dir := tempDir(t)
-	p := &podman{t: t, dir: dir, args: []string{
-		"--root", dir + "/root", "--runroot", dir + "/run", "--tmpdir", dir + "/tmp", "--storage-driver", "vfs",
-		"--runtime", "runc", "--cgroup-manager", "cgroupfs", "--log-level", "error",
-	}}
+	p := &podman{t: t, dir: dir, args: podmanFlags(dir)}
 	p.libs = []string{"--volume", workDir + ":" + workDir + ":ro"}
 	for _, lib := range []string{"/lib", "/lib64", "/usr/lib"} {
 		if _, err := os.Stat(lib); err == nil {
@@ -64,6 +68,11 @@ func (p *podman) importBox() {
 func (p *podman) cleanup() {
 	p.call("rm", "--all", "--force", "--time", "0")
 	p.call("rmi", "--all", "--force")
+	if text, err := os.ReadFile(p.dir + "/tmp/pause.pid"); err == nil { // what keeps an ordinary user's namespace
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && pid > 1 {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
 	left, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(left)) {
 		if point := strings.Fields(line)[4]; strings.HasPrefix(point, p.dir+"/") {
@@ -320,26 +329,8 @@ func (p *podman) buildLockfsImage() {
 	binary, err := plainBinary()
 	require.NoError(p.t, err)
 	context := filepath.Join(p.dir, "bin")
-	require.NoError(p.t, os.Mkdir(context, 0o755))
-	require.NoError(p.t, copyFile(binary, filepath.Join(context, "lockfs")))
+	mustSh(p.t, `mkdir "$1" && cp "$2" "$1/lockfs"`, context, binary)
 	p.must("build", "--quiet", "--tag", lockfsImage, "--file", "../packaging/container/Containerfile", context)
-}
-
-func copyFile(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY, 0o755)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	if closed := out.Close(); err == nil {
-		err = closed
-	}
-	return err
 }
 
 // serve starts lockfs in a container, to be mounted at dir/locks for everybody, and waits until the host can see it.
@@ -475,22 +466,109 @@ func TestCallersThatLockfsCannotSee(t *testing.T) {
 	})
 }
 
+// withDevice gives what it runs a /dev/fuse that everyone may open, as distributions have it.
+const withDevice = `mount --bind "$0" /dev/fuse && exec "$@"`
+
+// useDevice has podman run with such a device.
+func (p *podman) useDevice() {
+	p.t.Helper()
+	device := filepath.Join(p.dir, "fuse")
+	require.NoError(p.t, unix.Mknod(device, unix.S_IFCHR, int(unix.Mkdev(10, 229))))
+	require.NoError(p.t, os.Chmod(device, 0o666))
+	p.before = []string{"unshare", "--mount", "--propagation=private", "sh", "-c", withDevice, device}
+}
+
+// serveItself has a container mount for itself, which the host does not see.
+func (p *podman) serveItself(flags ...string) {
+	p.t.Helper()
+	locks := filepath.Join(p.dir, "locks")
+	require.NoError(p.t, os.MkdirAll(locks, 0o755))
+	flags = append(flags, "--device=/dev/fuse", "--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined",
+		"--tmpfs=/var/lib/lockfs", "--volume", locks+":/locks")
+	server := p.run("lockfs", flags, lockfsImage, "mount", "/locks")
+	eventually(p.t, waitLimit, "it serves", func() bool { return server.exec("/lockfs", "ls", "--dir", "/locks").code == 0 })
+	r := server.exec("/lockfs", "run", "--dir", "/locks", "x", "--", "/lockfs", "holder", "--dir", "/locks", "x")
+	require.Zero(p.t, r.code, r.err)
+	require.Equal(p.t, "0", flatKeyed(p.t, r.out)["uid"], "root of the namespace")
+	require.Empty(p.t, entries(p.t, locks))
+	p.must("stop", "--time", "20", server.name)
+}
+
 // TestLockfsInAUserNamespace: a container whose root is nobody on the host mounts for itself, without fusermount.
 func TestLockfsInAUserNamespace(t *testing.T) {
 	p := newPodman(t)
 	p.buildLockfsImage()
-	// As distributions have it: everyone may open the device.
-	device, locks := filepath.Join(p.dir, "fuse"), filepath.Join(p.dir, "locks")
-	require.NoError(t, unix.Mknod(device, unix.S_IFCHR, int(unix.Mkdev(10, 229))))
-	require.NoError(t, os.Chmod(device, 0o666))
-	require.NoError(t, os.Mkdir(locks, 0o755))
-	p.before = []string{"unshare", "--mount", "--propagation=private", "sh", "-c", `mount --bind "$0" /dev/fuse && exec "$@"`, device}
-	server := p.run("lockfs", []string{"--uidmap=0:100000:65536", "--gidmap=0:100000:65536", "--device=/dev/fuse", "--cap-add=SYS_ADMIN",
-		"--security-opt=apparmor=unconfined", "--tmpfs=/var/lib/lockfs", "--volume", locks + ":/locks"}, lockfsImage, "mount", "/locks")
-	eventually(t, waitLimit, "it serves", func() bool { return server.exec("/lockfs", "ls", "--dir", "/locks").code == 0 })
-	r := server.exec("/lockfs", "run", "--dir", "/locks", "x", "--", "/lockfs", "holder", "--dir", "/locks", "x")
-	require.Zero(t, r.code, r.err)
-	require.Equal(t, "0", flatKeyed(t, r.out)["uid"], "root of the namespace")
-	require.Equal(t, 0, len(entries(t, locks)), "the host does not see it")
-	p.must("stop", "--time", "20", server.name)
+	p.useDevice()
+	p.serveItself("--uidmap=0:100000:65536", "--gidmap=0:100000:65536")
+}
+
+// TestRootless: the same for an ordinary user's podman.
+func TestRootless(t *testing.T) {
+	p := newPodman(t)
+	p.useDevice()
+	home := filepath.Join(p.dir, "home")
+	require.NoError(t, os.Mkdir(home, 0o700))
+	own := filepath.Join(p.dir, "own")
+	for _, dir := range []string{own, own + "/locks"} {
+		require.NoError(t, os.Mkdir(dir, 0o755))
+	}
+	user := &podman{t: t, dir: own, args: podmanFlags(own), before: append(p.before, "setpriv", "--reuid=1", "--regid=1",
+		"--clear-groups", "--inh-caps=-all", "env", "HOME="+home, "XDG_RUNTIME_DIR="+home)}
+	t.Cleanup(user.cleanup)
+	mustSh(t, `chown -R 1:1 "$@"`, home, own)
+	user.buildLockfsImage()
+	user.serveItself()
+}
+
+// docsSandbox runs a script where /run is a shared mount and what is left in the end is nothing: no process, no mount.
+const docsSandbox = `
+exec unshare --mount --propagation private --pid --fork --kill-child --mount-proc sh -ec '
+	mount -t tmpfs none /run && mount --make-rshared /run && mount -t tmpfs none /var/lib
+	exec sh -e "$1"' sh "$1"`
+
+// docsPrelude stands in for what is different on the reader's machine: sudo, and how podman is set up.
+const docsPrelude = `
+sudo() { "$@"; }
+make() { test "$*" = build; }
+podman() {
+	if [ "$1" = run ]; then shift; set -- run LIMITS "$@"; fi
+	command podman FLAGS "$@"
+}
+trap 'podman rm --all --force --time 0 >/dev/null' EXIT
+`
+
+// TestContainersDoc types what docs/containers.md says.
+func TestContainersDoc(t *testing.T) {
+	p := newPodman(t)
+	p.must("tag", boxImage, "busybox")
+	packaging, err := filepath.Abs("../packaging")
+	require.NoError(t, err)
+	require.NoError(t, os.Symlink(packaging, filepath.Join(p.dir, "packaging")))
+	binary, err := plainBinary()
+	require.NoError(t, err)
+	mustSh(t, `mkdir "$1" && cp "$2" "$1/lockfs"`, filepath.Join(p.dir, "bin"), binary)
+
+	script := strings.NewReplacer("LIMITS", strings.Join(limits, " "), "FLAGS", strings.Join(p.args, " ")).Replace(docsPrelude)
+	blocks := shellBlocks(readFile(t, "../docs/containers.md"))
+	require.GreaterOrEqual(t, len(blocks), 8)
+	script += strings.Join(blocks, "\n")
+	file := filepath.Join(p.dir, "script")
+	require.NoError(t, os.WriteFile(file, []byte(script), 0o644))
+	run := newProgram(t, 2*waitLimit, "sh", "-c", docsSandbox, "sh", file)
+	run.Dir = p.dir
+	run.Env = append(run.Env, "PATH="+p.dir+"/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	r := run.run(t)
+	require.Zero(t, r.code, "%s%s", r.out, r.err)
+	for _, said := range []string{`nightly is held by root \(.*, in container [0-9a-f]{12}\)`, "mine now", `(?m)^uid 101000$`, "CLASS +STATE"} {
+		require.Regexp(t, said, r.out)
+	}
+}
+
+// shellBlocks are the texts between ```sh and ```.
+func shellBlocks(doc string) (blocks []string) {
+	for _, part := range strings.Split(doc, "```sh\n")[1:] {
+		block, _, _ := strings.Cut(part, "```")
+		blocks = append(blocks, block)
+	}
+	return blocks
 }
