@@ -96,3 +96,19 @@ func TestOwnersOutside(t *testing.T) {
 		others[id] = true
 	}
 }
+
+// A stream goes on for its reader in the process that comes after this one.
+func TestStreamKeepsItsReadersNamespace(t *testing.T) {
+	s := &Server{}
+	n := staticNode(viewRow.child("events"))
+	h := &handle{fh: 1, node: n, stream: newEventStream(s, n)}
+	h.stream.space = pidSpace{depth: 2, inode: 4026531836}
+	record := h.encode()
+	got := s.decodeHandle(&decoder{rest: record})
+	assert.Equal(t, h.stream.space, got.stream.space)
+
+	h.stream.space = pidSpace{}
+	before := &decoder{rest: h.encode()[:len(h.encode())-2]} // as versions before wrote it
+	assert.Equal(t, pidSpace{}, s.decodeHandle(before).stream.space)
+	assert.NoError(t, before.err)
+}

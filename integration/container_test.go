@@ -478,31 +478,7 @@ func (p *podman) useDevice() {
 	p.before = []string{"unshare", "--mount", "--propagation=private", "sh", "-c", withDevice, device}
 }
 
-// serveItself has a container mount for itself, which the host does not see.
-func (p *podman) serveItself(flags ...string) {
-	p.t.Helper()
-	locks := filepath.Join(p.dir, "locks")
-	require.NoError(p.t, os.MkdirAll(locks, 0o755))
-	flags = append(flags, "--device=/dev/fuse", "--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined",
-		"--tmpfs=/var/lib/lockfs", "--volume", locks+":/locks")
-	server := p.run("lockfs", flags, lockfsImage, "mount", "/locks")
-	eventually(p.t, waitLimit, "it serves", func() bool { return server.exec("/lockfs", "ls", "--dir", "/locks").code == 0 })
-	r := server.exec("/lockfs", "run", "--dir", "/locks", "x", "--", "/lockfs", "holder", "--dir", "/locks", "x")
-	require.Zero(p.t, r.code, r.err)
-	require.Equal(p.t, "0", flatKeyed(p.t, r.out)["uid"], "root of the namespace")
-	require.Empty(p.t, entries(p.t, locks))
-	p.must("stop", "--time", "20", server.name)
-}
-
-// TestLockfsInAUserNamespace: a container whose root is nobody on the host mounts for itself, without fusermount.
-func TestLockfsInAUserNamespace(t *testing.T) {
-	p := newPodman(t)
-	p.buildLockfsImage()
-	p.useDevice()
-	p.serveItself("--uidmap=0:100000:65536", "--gidmap=0:100000:65536")
-}
-
-// TestRootless: the same for an ordinary user's podman.
+// TestRootless: an ordinary user's container mounts for itself, in a user namespace and without fusermount.
 func TestRootless(t *testing.T) {
 	p := newPodman(t)
 	p.useDevice()
@@ -517,7 +493,15 @@ func TestRootless(t *testing.T) {
 	t.Cleanup(user.cleanup)
 	mustSh(t, `chown -R 1:1 "$@"`, home, own)
 	user.buildLockfsImage()
-	user.serveItself()
+
+	locks := own + "/locks"
+	server := user.run("lockfs", []string{"--device=/dev/fuse", "--cap-add=SYS_ADMIN", "--volume", locks + ":/locks"}, lockfsImage, "mount", "/locks")
+	eventually(t, waitLimit, "it serves", func() bool { return server.exec("/lockfs", "ls", "--dir", "/locks").code == 0 })
+	r := server.exec("/lockfs", "run", "--dir", "/locks", "x", "--", "/lockfs", "holder", "--dir", "/locks", "x")
+	require.Zero(t, r.code, r.err)
+	require.Equal(t, "0", flatKeyed(t, r.out)["uid"], "root of the namespace")
+	require.Empty(t, entries(t, locks), "the host does not see the mount")
+	user.must("stop", "--time", "20", server.name)
 }
 
 // docsSandbox runs a script where /run is a shared mount and what is left in the end is nothing: no process, no mount.
