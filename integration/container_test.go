@@ -73,12 +73,33 @@ func (p *podman) cleanup() {
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
+	// What tidies up after a container by itself would make the directory again.
+	for start := time.Now(); len(p.processes()) > 0 && time.Since(start) < waitLimit; time.Sleep(20 * time.Millisecond) {
+		if time.Since(start) < waitLimit/2 {
+			continue
+		}
+		for _, pid := range p.processes() {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
 	left, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(left)) {
 		if point := strings.Fields(line)[4]; strings.HasPrefix(point, p.dir+"/") {
 			unix.Unmount(point, unix.MNT_DETACH)
 		}
 	}
+}
+
+// processes are those with this podman's directory on their command line.
+func (p *podman) processes() (pids []int) {
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range all {
+		line, _ := os.ReadFile(file)
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil && strings.Contains(string(line), p.dir+"/") {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 func (p *podman) command(args ...string) *program {
