@@ -1,17 +1,31 @@
 # make run     builds lockfs and mounts it at ./locks, until Ctrl-C
 # make test    installs what the tests need where it can, then runs them all
 # make build   the static binary: ./bin/lockfs
+# make release binaries, .deb and .rpm for $(ARCHS): ./dist
 # make fuzz    gives each parser, and the server, inputs of any kind, FUZZTIME each
 # make soak    100,000 takes by 16 processes, and SECONDS=600 of simulation
 # make lint    gofmt, go vet, staticcheck
 # make clean
 
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+# The commit, and what it is called: by its tag, as dpkg and rpm want it, or by its time.
+COMMIT := $(shell git describe --always --exclude='*' --abbrev=12 --dirty 2>/dev/null)
+VERSION := $(or $(shell git describe --tags --dirty 2>/dev/null | sed 's/^v//; s/-/+/g'),$(shell \
+	TZ=UTC git log -1 --date=format-local:%Y%m%d%H%M%S --format=0+git%cd 2>/dev/null),0+devel)
+# The time of all files in the packages.
+SOURCE_DATE_EPOCH ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
+ARCHS := amd64 arm64
+FORMATS := deb rpm
+
+# The same source gives the same bytes, wherever it is.
+GO_BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION) -X main.revision=$(COMMIT)'
+
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4
 
 # What the integration tests run: each program, and the Debian package it is in.
 PROGRAMS := flock:util-linux unshare:util-linux setpriv:util-linux perl:perl python3:python3 sqlite3:sqlite3 \
-	git:git busybox:busybox-static dash:dash timeout:coreutils stress-ng:stress-ng fusermount3:fuse3 podman:podman runc:runc gcc:gcc find:findutils diff:diffutils tar:tar
+	git:git busybox:busybox-static dash:dash timeout:coreutils stress-ng:stress-ng fusermount3:fuse3 podman:podman runc:runc gcc:gcc find:findutils diff:diffutils tar:tar \
+	man:man-db systemd-analyze:systemd
 PERL_MODULES := File/FcntlLock.pm:libfile-fcntllock-perl
 
 # How long each fuzz target runs; one that fails leaves its input in testdata/fuzz.
@@ -19,12 +33,27 @@ FUZZTIME ?= 30s
 # For how long make soak simulates.
 SECONDS ?= 600
 
-.PHONY: all build run test deps fuzz soak lint clean
+.PHONY: all build release run test deps fuzz soak lint clean
 
 all: build
 
 build:
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/lockfs ./cmd/lockfs
+	$(GO_BUILD) -o bin/lockfs ./cmd/lockfs
+
+release: export SOURCE_DATE_EPOCH := $(SOURCE_DATE_EPOCH)
+release: export VERSION := $(VERSION)
+release: build
+	rm -rf dist
+	mkdir -p dist/share
+	cp README.md packaging/tlock.conf packaging/lockfs@.service packaging/man/* dist/share/
+	gzip -9n dist/share/*.[158]
+	for shell in bash zsh fish; do bin/lockfs completion $$shell > dist/share/lockfs.$$shell || exit 1; done
+	for arch in $(ARCHS); do GOOS=linux GOARCH=$$arch $(GO_BUILD) -o dist/$$arch/lockfs ./cmd/lockfs || exit 1; done
+	find dist -type d -exec chmod 755 {} + -o -type f -exec chmod 644 {} + -exec touch -d @$(SOURCE_DATE_EPOCH) {} +
+	chmod 755 dist/*/lockfs
+	for arch in $(ARCHS); do for format in $(FORMATS); do \
+		ARCH=$$arch go run $(NFPM) package --config packaging/nfpm.yaml --packager $$format --target dist/ || exit 1; \
+	done; done
 
 run: build
 	@mkdir -p locks 2>/dev/null || true # fails on a dead mount, which is replaced
@@ -94,4 +123,4 @@ lint:
 	go run $(STATICCHECK) ./...
 
 clean:
-	rm -rf bin
+	rm -rf bin dist

@@ -58,7 +58,8 @@ func (o MountOptions) parsed() (flags uintptr, source string, err error) {
 			flags = flags&^f.clear | f.set
 		case isName && name != "":
 			source = name
-		case strings.HasPrefix(opt, "x-"), strings.HasPrefix(opt, "X-"), strings.HasPrefix(opt, "comment="):
+		case strings.HasPrefix(opt, "x-"), strings.HasPrefix(opt, "X-"), strings.HasPrefix(opt, "comment="),
+			strings.HasPrefix(opt, "user="): // who mounts, from mount(8)
 		default:
 			return 0, "", fmt.Errorf("mount option %q is not known; known are %s and fsname=NAME", opt, knownOptions())
 		}

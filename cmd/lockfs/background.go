@@ -15,17 +15,20 @@ const (
 )
 
 // mountInBackground runs this same command once more, which readyEnv keeps in
-// the foreground of a session of its own, and returns when that is ready or has failed. It keeps
-// our standard error, for its log.
-func mountInBackground() error {
+// the foreground of a session of its own, and returns when that is ready or has failed. It
+// writes its log to log.
+func mountInBackground(log *os.File) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return fail(exitUnreachable, "%v", err)
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
+	if path, err := ownPath(); err == nil {
+		cmd.Args[0] = path // for upgrades, from whatever directory
+	}
 	cmd.Env = append(os.Environ(), readyEnv+"=1")
-	cmd.Stderr = os.Stderr
+	cmd.Stderr = log
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
@@ -38,6 +41,14 @@ func mountInBackground() error {
 	}
 	// It has ended and said why.
 	return exitOf(cmd.Wait())
+}
+
+// leaveDirectory: in the background we are not to keep the filesystem busy from
+// which we were started.
+func leaveDirectory() {
+	if os.Getenv(readyEnv) != "" {
+		_ = os.Chdir("/")
+	}
 }
 
 // ready tells who started us in the background.

@@ -24,6 +24,7 @@ const (
 	msgPut    = 'p' // keep the descriptor that comes along; its handle
 	msgDrop   = 'd' // keep it no longer; its handle
 	msgTake   = 't' // send all that are kept
+	msgBeat   = 'b' // the mount answers
 	// From the supervisor.
 	msgKept = 'k' // descriptors that are kept; their handles
 	msgEnd  = 'e' // these were all
@@ -267,6 +268,9 @@ func (l *supervisorLink) send(kind byte, body []byte, fds ...int) error {
 
 // ready says that we serve.
 func (l *supervisorLink) ready() error { return l.send(msgReady, []byte(fullVersion())) }
+
+// beat says that the mount answers.
+func (l *supervisorLink) beat() error { return l.send(msgBeat, nil) }
 
 // failed says why we cannot serve.
 func (l *supervisorLink) failed(why error) {

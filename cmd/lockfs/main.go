@@ -90,6 +90,9 @@ func run() error {
 	if dir, ok := os.LookupEnv(janitorEnv); ok {
 		return janitorMain(dir)
 	}
+	if calledByMount() {
+		return mountUsage(newMountHelper().Execute())
+	}
 	return newRoot().Execute()
 }
 

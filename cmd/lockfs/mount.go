@@ -11,6 +11,7 @@ import (
 	"math"
 	"os"
 	"os/signal"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -41,8 +42,12 @@ type mountFlags struct {
 	options                    []string
 }
 
+func defaultMountFlags() mountFlags {
+	return mountFlags{defaultTimeout: "1h", maxTimeout: "8760h", viewMode: "0555", tokenMode: "0444", maxPerUser: 100_000, sync: syncOS, allowOther: os.Geteuid() == 0}
+}
+
 func newMount() *cobra.Command {
-	f := mountFlags{}
+	f := defaultMountFlags()
 	cmd := &cobra.Command{
 		Use:   "mount [flags] DIR",
 		Short: "Mount and serve, in the foreground until Ctrl-C",
@@ -50,7 +55,7 @@ func newMount() *cobra.Command {
 		RunE: func(_ *cobra.Command, args []string) error {
 			f.dir = args[0]
 			if f.background && os.Getenv(readyEnv) == "" {
-				return mountInBackground()
+				return mountInBackground(os.Stderr)
 			}
 			return mount(f)
 		},
@@ -58,17 +63,17 @@ func newMount() *cobra.Command {
 	fl := cmd.Flags()
 	fl.StringVar(&f.state, "state", "", "journal and default backing files (default: /var/lib/lockfs/… as root, $XDG_STATE_HOME/lockfs/… otherwise)")
 	fl.StringVar(&f.files, "files", "", "the directory behind files/ (default: STATE/files)")
-	fl.StringVar(&f.defaultTimeout, "default-timeout", "1h", "of a timed lock that is taken without one")
-	fl.StringVar(&f.maxTimeout, "max-timeout", "8760h", "the longest that can be asked for")
-	fl.StringVar(&f.viewMode, "view-mode", "0555", "permissions of view/: 0555 or 0500")
-	fl.StringVar(&f.tokenMode, "token-mode", "0444", "permissions of tlock/NAME/token: 0444, or 0400: only the holder and root are shown tokens, there and elsewhere (a token is a fence, no password: see README)")
-	fl.IntVar(&f.maxPerUser, "max-locks-per-user", 100_000, "locks held and waited for by one user at once, then EDQUOT; and twice as many open files, and 64, outside files/; root is exempt; 0: no limit")
+	fl.StringVar(&f.defaultTimeout, "default-timeout", f.defaultTimeout, "of a timed lock that is taken without one")
+	fl.StringVar(&f.maxTimeout, "max-timeout", f.maxTimeout, "the longest that can be asked for")
+	fl.StringVar(&f.viewMode, "view-mode", f.viewMode, "permissions of view/: 0555 or 0500")
+	fl.StringVar(&f.tokenMode, "token-mode", f.tokenMode, "permissions of tlock/NAME/token: 0444, or 0400: only the holder and root are shown tokens, there and elsewhere (a token is a fence, no password: see README)")
+	fl.IntVar(&f.maxPerUser, "max-locks-per-user", f.maxPerUser, "locks held and waited for by one user at once, then EDQUOT; and twice as many open files, and 64, outside files/; root is exempt; 0: no limit")
 	fl.BoolVar(&f.limitRoot, "limit-root", false, "--max-locks-per-user is for root too")
-	fl.StringVar(&f.sync, "sync", syncOS, "os: what is granted survives a crash of lockfs; always: each grant of a timed lock is on disk before it is told, and survives power loss")
+	fl.StringVar(&f.sync, "sync", f.sync, "os: what is granted survives a crash of lockfs; always: each grant of a timed lock is on disk before it is told, and survives power loss")
 	fl.BoolVar(&f.noJournal, "no-journal", false, "keep nothing: a crash ends the mount (to measure what the journal costs)")
 	_ = fl.MarkHidden("no-journal")
-	fl.BoolVar(&f.allowOther, "allow-other", os.Geteuid() == 0, "let other users in")
-	fl.StringSliceVarP(&f.options, "options", "o", nil, "mount(8) options, comma separated")
+	fl.BoolVar(&f.allowOther, "allow-other", f.allowOther, "let other users in")
+	fl.StringSliceVarP(&f.options, "options", "o", nil, "mount(8) options, comma separated; also state=DIR, files=DIR, default-timeout=, max-timeout=, view-mode=, token-mode=, sync=")
 	fl.StringVar(&f.http, "http", "", "serve /metrics (for Prometheus) and /healthz here: a port, of 127.0.0.1; or ADDRESS:PORT, as in 0.0.0.0:9464")
 	fl.BoolVar(&f.background, "background", false, "return once the mount is ready")
 	return cmd
@@ -99,6 +104,8 @@ type settings struct {
 	Instance string
 	// Device is the minor number of the mount's device.
 	Device uint32
+	// Beat is how often the supervisor wants to hear that the mount answers.
+	Beat time.Duration
 }
 
 // encode is for workerEnv.
@@ -108,7 +115,9 @@ func (s settings) encode() string {
 }
 
 func (f mountFlags) check() (settings, error) {
-	s := settings{AllowOther: f.allowOther, Sync: f.sync, NoJournal: f.noJournal, MaxPerUser: f.maxPerUser, LimitRoot: f.limitRoot}
+	options := f.takeOptions()
+	s := settings{AllowOther: f.allowOther, Sync: f.sync, NoJournal: f.noJournal, MaxPerUser: f.maxPerUser,
+		LimitRoot: f.limitRoot, Options: options}
 	var err error
 	if s.MaxTimeout, err = flagDuration("--max-timeout", f.maxTimeout, 0); err != nil {
 		return s, err
@@ -135,13 +144,6 @@ func (f mountFlags) check() (settings, error) {
 	s.ViewMode = uint32(mode)
 	mode, _ = strconv.ParseUint(f.tokenMode, 8, 32)
 	s.TokenMode = uint32(mode)
-	for _, o := range f.options {
-		if o == "allow_other" {
-			s.AllowOther = true
-		} else {
-			s.Options = append(s.Options, o)
-		}
-	}
 	if err := (fs.MountOptions{Options: s.Options}).Check(); err != nil {
 		return s, fail(exitUsage, "%v", err)
 	}
@@ -160,6 +162,29 @@ func (f mountFlags) check() (settings, error) {
 func noexec(dir string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(dir, &st) == nil && st.Flags&unix.MS_NOEXEC != 0
+}
+
+// ownOptions are the flags that can be given as -o NAME=VALUE.
+func (f *mountFlags) ownOptions() map[string]*string {
+	return map[string]*string{"state": &f.state, "files": &f.files, "default-timeout": &f.defaultTimeout,
+		"max-timeout": &f.maxTimeout, "view-mode": &f.viewMode, "token-mode": &f.tokenMode, "sync": &f.sync}
+}
+
+// takeOptions takes those of the -o options that are flags of ours, and returns
+// the others.
+func (f *mountFlags) takeOptions() (others []string) {
+	own := f.ownOptions()
+	for _, o := range f.options {
+		name, value, valued := strings.Cut(o, "=") // plain sync is mount(2)'s
+		if flag := own[name]; valued && flag != nil {
+			*flag = value
+		} else if o == "allow_other" {
+			f.allowOther = true
+		} else {
+			others = append(others, o)
+		}
+	}
+	return others
 }
 
 func flagDuration(flag, value string, max time.Duration) (time.Duration, error) {
@@ -192,6 +217,9 @@ func (f mountFlags) backing(dir string) (state, files string, err error) {
 	if state, err = filepath.Abs(state); err != nil {
 		return "", "", fail(exitUsage, "--state %s: %v", state, err)
 	}
+	if isInside(state, dir) {
+		return "", "", fail(exitUsage, "--state %s is inside the mount point %s; choose a directory outside", state, dir)
+	}
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return "", "", fail(exitUnreachable, "--state: %v", err)
 	}
@@ -218,7 +246,14 @@ func stateHome() (string, error) {
 		return filepath.Join(x, "lockfs"), nil
 	}
 	home, err := os.UserHomeDir()
-	return filepath.Join(home, ".local", "state", "lockfs"), err
+	if err != nil { // mount(8) clears the environment
+		u, err := user.LookupId(strconv.Itoa(os.Geteuid()))
+		if err != nil {
+			return "", err
+		}
+		home = u.HomeDir
+	}
+	return filepath.Join(home, ".local", "state", "lockfs"), nil
 }
 
 // stateName is where a mount point's state is below stateHome: its last part,
@@ -237,6 +272,7 @@ func mount(f mountFlags) error {
 	if err := checkMountPoint(s.Dir, s.Files); err != nil {
 		return err
 	}
+	leaveDirectory()
 	locked, err := lockState(s.State, s.Files)
 	if err != nil {
 		return err
@@ -275,8 +311,9 @@ func newSupervisor(s settings, locked []*os.File) (*supervisor, error) {
 	if err != nil {
 		return nil, fail(exitUnreachable, "%v", err)
 	}
-	s.Instance, s.Device = rand.Text(), deviceOf(s.Dir)
 	log := newLog()
+	notify := newNotifier(log)
+	s.Instance, s.Device, s.Beat = rand.Text(), deviceOf(s.Dir), notify.beat
 	return &supervisor{
 		settings: s.encode(), mortal: s.NoJournal, fuse: os.NewFile(uintptr(fd), "/dev/fuse"), state: locked, program: self, path: path,
 		unmount:  func(lazy bool) error { return fs.Unmount(s.Dir, lazy) },
@@ -284,6 +321,7 @@ func newSupervisor(s settings, locked []*os.File) (*supervisor, error) {
 		announce: func() { announce(s.Dir) },
 		store:    fdStore{limit: limit - spareFDs, log: log},
 		limit:    upgradeLimit,
+		notify:   notify,
 		log:      log,
 	}, nil
 }
@@ -358,15 +396,27 @@ func checkBacking(dir, files string) error {
 	if !info.IsDir() {
 		return fail(exitUnreachable, "--files %s is not a directory", files)
 	}
-	real, err := filepath.EvalSymlinks(files)
-	realDir, err2 := filepath.EvalSymlinks(dir)
-	if err := errors.Join(err, err2); err != nil {
-		return fail(exitUnreachable, "--files %s: %v", files, err)
-	}
-	if real == realDir || strings.HasPrefix(real, realDir+"/") {
+	if isInside(files, dir) {
 		return fail(exitUsage, "--files %s is inside the mount point %s; choose a directory outside", files, dir)
 	}
 	return nil
+}
+
+// isInside reports whether path is dir or below it. What of path does not exist
+// yet is to be made.
+func isInside(path, dir string) bool {
+	for ; ; path = filepath.Dir(path) {
+		real, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			real = path
+		}
+		if real == dir || strings.HasPrefix(real, dir+"/") {
+			return true
+		}
+		if path == filepath.Dir(path) {
+			return false
+		}
+	}
 }
 
 // raiseFileLimit: each open file of files/ costs a descriptor. It returns how

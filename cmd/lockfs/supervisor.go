@@ -49,6 +49,7 @@ type supervisor struct {
 	patient  func()        // unmounts when the mount is no longer busy, or lazily
 	announce func()        // the first worker serves
 	limit    time.Duration // upgradeLimit
+	notify   notifier
 	log      *slog.Logger
 
 	store     fdStore
@@ -91,6 +92,7 @@ type worker struct {
 // event is what happens to a worker.
 type event struct {
 	gone bool   // it has ended; otherwise it is ready
+	beat bool   // the mount answers
 	text string // its version, or why it says that it failed
 }
 
@@ -102,7 +104,9 @@ func (s *supervisor) run(signals <-chan os.Signal, asked <-chan func(upgraded)) 
 	for {
 		select {
 		case e := <-s.worker.events:
-			if !e.gone {
+			if e.beat {
+				s.notify.tell("WATCHDOG=1")
+			} else if !e.gone {
 				s.serving(e.text)
 			} else if over, err := s.ended(e.text); over {
 				return err
@@ -114,6 +118,7 @@ func (s *supervisor) run(signals <-chan os.Signal, asked <-chan func(upgraded)) 
 			case sig == syscall.SIGHUP && !s.hungUp():
 				s.upgrade(func(upgraded) {})
 			case unmounting == nil && !s.ending:
+				s.notify.tell("STOPPING=1")
 				unmounting = make(chan struct{})
 				go func() {
 					defer close(unmounting)
@@ -173,6 +178,8 @@ func (s *supervisor) attend(w *worker, link *net.UnixConn) {
 		switch p.kind {
 		case msgReady:
 			w.events <- event{text: string(p.body)}
+		case msgBeat:
+			w.events <- event{beat: true}
 		case msgFailed:
 			why = string(p.body)
 		default:
@@ -201,6 +208,7 @@ func (s *supervisor) serving(version string) {
 	case !s.served:
 		s.served = true
 		s.announce()
+		s.notify.tell("READY=1")
 		debug.FreeOSMemory() // from here on next to nothing happens
 	case s.upgrading != nil:
 		u := s.upgrading

@@ -8,8 +8,11 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is set by the linker: -X main.version=...
-var version = "devel"
+// Set by the linker: -X main.version=... -X main.revision=...
+var (
+	version  = "devel"
+	revision string
+)
 
 func newVersion() *cobra.Command {
 	return &cobra.Command{
@@ -25,8 +28,12 @@ func newVersion() *cobra.Command {
 // fullVersion is the version and, where known, the revision.
 func fullVersion() string { return version + commit() }
 
-// commit is the revision that the binary was built from, as far as known.
+// commit is the revision that the binary was built from, as far as known: a
+// plain go build notes it itself.
 func commit() string {
+	if revision != "" {
+		return " " + revision
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return ""

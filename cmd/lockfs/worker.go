@@ -81,6 +81,9 @@ func serve(s settings, w workerLinks) error {
 			return err
 		}
 	}
+	if s.Beat > 0 {
+		go beat(s.Dir, s.Device, s.Beat, w.super.beat, log)
+	}
 	ended := make(chan error, 1)
 	go func() {
 		err := server.Serve()
