@@ -40,7 +40,7 @@ func newClient(t testing.TB, dir string, edit ...func(*exec.Cmd)) *client {
 	t.Helper()
 	c := &client{t: t, calls: make(map[string]chan string), gone: make(chan struct{})}
 	c.cmd = exec.Command(selfBinary)
-	c.cmd.Env = append(os.Environ(), roleEnv+"=client", "GORACE=atexit_sleep_ms=0")
+	c.cmd.Env = append(os.Environ(), roleEnv+"=client")
 	c.cmd.Dir = dir
 	c.cmd.Stderr = os.Stderr
 	c.cmd.Stdout = &lineWriter{line: c.answer}
@@ -360,7 +360,7 @@ func parseOctal(s string) uint64 {
 // role prepares a command that runs this binary in a role.
 func role(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(selfBinary, args...)
-	cmd.Env = append(os.Environ(), roleEnv+"="+name, "GORACE=atexit_sleep_ms=0")
+	cmd.Env = append(os.Environ(), roleEnv+"="+name)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd

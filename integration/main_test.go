@@ -65,6 +65,8 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	unix.Umask(0o022)
+	// A program with the race detector sleeps a second before it ends, and each mount is two of them.
+	os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0")
 	var err error
 	if workDir, err = os.MkdirTemp("", "lockfs-integration-"); err == nil {
 		defer os.RemoveAll(workDir)
