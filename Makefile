@@ -52,7 +52,7 @@ release: build
 	find dist -type d -exec chmod 755 {} + -o -type f -exec chmod 644 {} + -exec touch -d @$(SOURCE_DATE_EPOCH) {} +
 	chmod 755 dist/*/lockfs
 	for arch in $(ARCHS); do for format in $(FORMATS); do \
-		ARCH=$$arch go run $(NFPM) package --config packaging/nfpm.yaml --packager $$format --target dist/ || exit 1; \
+		ARCH=$$arch CGO_ENABLED=0 go run -trimpath $(NFPM) package --config packaging/nfpm.yaml --packager $$format --target dist/ || exit 1; \
 	done; done
 
 run: build
@@ -66,11 +66,13 @@ run: build
 		'    cat   locks/view/locks            # ... can be looked at'
 	@exec bin/lockfs mount --state .locks-state locks
 
+# What is not built for the race detector is built in one way, so that nothing is built twice. The manifests are checked
+# while the integration tests wait.
 test: deps
-	go vet ./...
+	CGO_ENABLED=0 go vet -trimpath ./...
 	LOCKFS_SIM_SECONDS=20 go test -race ./lockengine/... ./fs/... ./cmd/...
-	cd packaging/container && go test ./...
-	go test -race -count=1 -timeout 20m ./integration/...
+	(cd packaging/container && CGO_ENABLED=0 nice go test -trimpath ./...) & manifests=$$!; \
+		go test -race -count=1 -timeout 20m ./integration/... && wait $$manifests
 
 # Installs what is missing, where that is possible; else says what to install.
 deps:
