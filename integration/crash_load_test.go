@@ -327,6 +327,7 @@ func TestLoadSeesFaults(t *testing.T) {
 	t.Run("overlaps", func(t *testing.T) {
 		for _, job := range []string{"record", "ofd", "flock", "mkdir", "take", "hold"} {
 			t.Run(job, func(t *testing.T) {
+				t.Parallel()
 				m := newCrashMount(t)
 				l := startLoad(t, m, 3, loadPlan{Jobs: []string{job}, Apart: true})
 				eventually(t, waitLimit, "an overlap is seen", func() bool {
