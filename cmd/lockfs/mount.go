@@ -73,7 +73,7 @@ func newMount() *cobra.Command {
 	fl.BoolVar(&f.noJournal, "no-journal", false, "keep nothing: a crash ends the mount (to measure what the journal costs)")
 	_ = fl.MarkHidden("no-journal")
 	fl.BoolVar(&f.allowOther, "allow-other", f.allowOther, "let other users in")
-	fl.StringSliceVarP(&f.options, "options", "o", nil, "mount(8) options, comma separated; also state=DIR, files=DIR, default-timeout=, max-timeout=, view-mode=, token-mode=, sync=")
+	fl.StringSliceVarP(&f.options, "options", "o", nil, "mount(8) options, comma separated; also state=DIR, files=DIR, default-timeout=, max-timeout=, view-mode=, token-mode=, sync=, http=")
 	fl.StringVar(&f.http, "http", "", "serve /metrics (for Prometheus) and /healthz here: a port, of 127.0.0.1; or ADDRESS:PORT, as in 0.0.0.0:9464")
 	fl.BoolVar(&f.background, "background", false, "return once the mount is ready")
 	return cmd
@@ -167,7 +167,7 @@ func noexec(dir string) bool {
 // ownOptions are the flags that can be given as -o NAME=VALUE.
 func (f *mountFlags) ownOptions() map[string]*string {
 	return map[string]*string{"state": &f.state, "files": &f.files, "default-timeout": &f.defaultTimeout,
-		"max-timeout": &f.maxTimeout, "view-mode": &f.viewMode, "token-mode": &f.tokenMode, "sync": &f.sync}
+		"max-timeout": &f.maxTimeout, "view-mode": &f.viewMode, "token-mode": &f.tokenMode, "sync": &f.sync, "http": &f.http}
 }
 
 // takeOptions takes those of the -o options that are flags of ours, and returns
