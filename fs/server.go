@@ -142,7 +142,7 @@ func newServer(cfg Config, h host) (*Server, error) {
 		return nil, err
 	}
 	s.files = backing
-	s.protocol = fuse.NewProtocolServer(&raw{FS: backing, s: s}, &fuse.MountOptions{
+	s.protocol = fuse.NewProtocolServer(serving(&raw{FS: backing, s: s}), &fuse.MountOptions{
 		EnableLocks: true,
 		MaxWrite:    maxWrite,
 		// RELEASE is a background request to the kernel: with few of them
@@ -245,6 +245,9 @@ const phantom = ".go-fuse-epoll-hack\x00"
 func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte, done func()) bool {
 	if n < sizeofInHeader {
 		s.log.Error("request too short", "bytes", n)
+		return true
+	}
+	if s.answersAtOnce(in[:n], out) {
 		return true
 	}
 	h := (*fuse.InHeader)(unsafe.Pointer(in))
