@@ -207,19 +207,22 @@ static void others_hold(struct target *t)
 }
 
 /*
- * A hand-over is an unlock and the F_SETLKW that gets the lock by it. Two processes hold a byte each, and in turns
- * each gives up the one for which the other waits, then waits for the one that the other has.
+ * A hand-over is an unlock and the F_SETLKW of another process that gets the lock by it. Two processes pass three
+ * bytes about: each gives up the byte that the other waits for, or is about to, and waits for one that the other holds
+ * until it has got that. So nobody can take back what it gave up before the other came for it.
  */
-enum { STEPS = 50, HANDOVERS = 4 * STEPS };
+enum { X, Y, Z, STEPS = 32, HANDOVERS = 6 * STEPS };
+
+static void give(struct target *t, off_t at) { lock(t, F_SETLK, F_UNLCK, at); }
+static void get(struct target *t, off_t at) { lock(t, F_SETLKW, F_WRLCK, at); }
 
 static void hand_over(struct target *t)
 {
 	say(t, t->peer[0], 0);
 	for (int i = 0; i < STEPS; i++) {
-		lock(t, F_SETLKW, F_WRLCK, 1);
-		lock(t, F_SETLK, F_UNLCK, 0);
-		lock(t, F_SETLKW, F_WRLCK, 0);
-		lock(t, F_SETLK, F_UNLCK, 1);
+		give(t, X), get(t, Y);
+		give(t, Z), get(t, X);
+		give(t, Y), get(t, Z);
 	}
 	hear(t, t->peer[1]);
 }
@@ -228,20 +231,20 @@ static void hand_over_begin(struct target *t)
 {
 	open_file(t);
 	if (child(t, t->peer)) {
-		lock(t, F_SETLK, F_WRLCK, 1);
+		get(t, Y);
 		say(t, t->peer[1], 0);
 		for (;;) {
 			hear(t, t->peer[0]);
 			for (int i = 0; i < STEPS; i++) {
-				lock(t, F_SETLK, F_UNLCK, 1);
-				lock(t, F_SETLKW, F_WRLCK, 0);
-				lock(t, F_SETLK, F_UNLCK, 0);
-				lock(t, F_SETLKW, F_WRLCK, 1);
+				get(t, X), give(t, Y);
+				get(t, Z), give(t, X);
+				get(t, Y), give(t, Z);
 			}
 			say(t, t->peer[1], 0);
 		}
 	}
-	lock(t, F_SETLK, F_WRLCK, 0);
+	get(t, X);
+	get(t, Z);
 	hear(t, t->peer[1]);
 }
 
