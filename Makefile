@@ -4,6 +4,7 @@
 # make release binaries, .deb and .rpm for $(ARCHS): ./dist
 # make fuzz    gives each parser, and the server, inputs of any kind, FUZZTIME each
 # make soak    100,000 takes by 16 processes, and SECONDS=600 of simulation
+# make bench   what locks cost, beside the kernel's and other servers': ten minutes; BENCH=PATTERN measures some rows only
 # make lint    gofmt, go vet, staticcheck
 # make clean
 
@@ -22,10 +23,11 @@ GO_BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4
 
-# What the integration tests run: each program, and the Debian package it is in.
+# What the integration tests run and compile: each program, header and module, and the Debian package it is in.
 PROGRAMS := flock:util-linux unshare:util-linux setpriv:util-linux perl:perl python3:python3 sqlite3:sqlite3 \
 	git:git busybox:busybox-static dash:dash timeout:coreutils stress-ng:stress-ng fusermount3:fuse3 podman:podman runc:runc gcc:gcc find:findutils diff:diffutils tar:tar \
 	man:man-db systemd-analyze:systemd
+HEADERS := fuse3/fuse_lowlevel.h:libfuse3-dev stdio.h:libc6-dev
 PERL_MODULES := File/FcntlLock.pm:libfile-fcntllock-perl
 
 # How long each fuzz target runs; one that fails leaves its input in testdata/fuzz.
@@ -33,7 +35,7 @@ FUZZTIME ?= 30s
 # For how long make soak simulates.
 SECONDS ?= 600
 
-.PHONY: all build release run test deps fuzz soak lint clean
+.PHONY: all build release run test deps fuzz soak bench lint clean
 
 all: build
 
@@ -80,6 +82,9 @@ deps:
 	for p in $(PROGRAMS); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${p%%:*}" >/dev/null || missing="$$missing $${p#*:}"; \
 	done; \
+	for h in $(HEADERS); do \
+		test -e "/usr/include/$${h%%:*}" || missing="$$missing $${h#*:}"; \
+	done; \
 	for m in $(PERL_MODULES); do \
 		/usr/bin/perl -e "require '$${m%%:*}'" 2>/dev/null || missing="$$missing $${m#*:}"; \
 	done; \
@@ -118,6 +123,10 @@ fuzz:
 soak: deps
 	LOCKFS_LONG=1 go test -count=1 -timeout 20m -run TestTokensGrow ./integration/
 	LOCKFS_SIM_SECONDS=$(SECONDS) go test -count=1 -timeout 0 -v -run 'TestSimulation$$' ./fs/
+
+# Some rows only, those whose names BENCH matches, are printed and not written.
+bench: deps
+	go run ./integration/bench -rows '$(BENCH)' -out integration/bench/results
 
 lint:
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted, run gofmt -w:" $$unformatted; exit 1; }

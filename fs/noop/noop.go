@@ -29,7 +29,8 @@ const (
 
 var names = map[string]uint64{"files": files, "tlock": tlock, "take": take, "hold": hold, "view": view}
 
-// Fixed names and attributes are believed as long as lockfs's are.
+// Fixed names and attributes are believed as long as lockfs's are, but for those
+// of the root, which lockfs is asked for with each path.
 const (
 	fixed  = time.Hour
 	backed = time.Second

@@ -63,7 +63,7 @@ func build(ctx context.Context, dir string) (binaries, error) {
 		return b, err
 	}
 	root = strings.TrimSpace(root)
-	goBuild := []string{"go", "build", "-C", root, "-trimpath", "-ldflags", "-s -w"}
+	goBuild := []string{"go", "build", "-C", root}
 	source := func(name string) string { return filepath.Join(root, "integration", "bench", name) }
 	for _, args := range [][]string{
 		append(slices.Clone(goBuild), "-o", b.path("lockfs"), "./cmd/lockfs"),

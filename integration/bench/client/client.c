@@ -261,8 +261,9 @@ static void clients_begin(struct target *t)
 		t->at = 2 * i;
 		for (;;) {
 			int64_t end = hear(t, ends[0]), n = 0;
-			for (; now() < end; n++)
+			do
 				setlk(t);
+			while (n++, now() < end);
 			say(t, ends[1], n);
 		}
 	}

@@ -332,7 +332,7 @@ static void attributes(fuse_ino_t ino, struct stat *st)
 	*st = (struct stat){ .st_ino = ino, .st_nlink = dir ? 2 : 1, .st_mode = dir ? S_IFDIR | 0777 : S_IFREG | 0666 };
 }
 
-/* timeout is how long names and attributes are believed: as long as lockfs's. */
+/* timeout is how long names and attributes are believed: as package noop has it. */
 static double timeout(fuse_ino_t ino)
 {
 	return ino < LOCKS ? 3600 : ino >= FIRST && node(ino)->in_files ? 1 : 0;
