@@ -93,6 +93,7 @@ func command(ctx context.Context, args ...string) (string, error) {
 }
 
 const (
+	buildLimit = 5 * time.Minute
 	startLimit = 20 * time.Second
 	stopLimit  = 10 * time.Second
 )
