@@ -85,7 +85,7 @@ func peersLock(t *testing.T, ms *mounts) {
 
 func reportIsWhole(t *testing.T, all []measurement) {
 	dir := t.TempDir()
-	require.NoError(t, write(dir, thisMachine(), all))
+	require.NoError(t, write(dir, thisMachine(t.Context()), all))
 	read := func(name string) string {
 		text, err := os.ReadFile(filepath.Join(dir, name))
 		require.NoError(t, err)

@@ -45,6 +45,7 @@ var rows = []row{
 	{name: "ranges10", label: "F_SETLK and unlock, 10 ranges held", client: "ranges", number: 10, growth: true},
 	{name: "ranges100", label: "F_SETLK and unlock, 100 ranges held", client: "ranges", number: 100, growth: true},
 	{name: "ranges1000", label: "F_SETLK and unlock, 1,000 ranges held", client: "ranges", number: 1000, growth: true},
+	{name: "ranges2000", label: "F_SETLK and unlock, 2,000 ranges held", client: "ranges", number: 2000, growth: true},
 	{name: "ranges10000", label: "F_SETLK and unlock, 10,000 ranges held", client: "ranges", number: 10000},
 	{name: "mkdir", label: "mkdir and rmdir in tlock/", client: "mkdir"},
 	{name: "take", label: "take/NAME, read, close, rmdir", client: "take", without: noTree},
@@ -129,7 +130,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	host := thisMachine()
+	host := thisMachine(ctx)
 	fmt.Print(table(host, m))
 	if c.out == "" || *pattern != "" {
 		return nil

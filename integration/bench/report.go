@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -17,11 +18,12 @@ import (
 // machine is where and when something was measured.
 type machine struct {
 	cpu, kernel, goVersion string
+	commit                 string // of lockfs
 	cores                  int
 	date                   time.Time
 }
 
-func thisMachine() machine {
+func thisMachine(ctx context.Context) machine {
 	m := machine{cpu: "unknown CPU", goVersion: runtime.Version(), date: time.Now().UTC()}
 	text, _ := os.ReadFile("/proc/cpuinfo")
 	for line := range strings.Lines(string(text)) {
@@ -36,6 +38,8 @@ func thisMachine() machine {
 	if unix.Uname(&u) == nil {
 		m.kernel = unix.ByteSliceToString(u.Release[:])
 	}
+	commit, _ := command(ctx, "git", "describe", "--tags", "--always", "--dirty") // not in a tarball
+	m.commit = strings.TrimSpace(commit)
 	return m
 }
 
@@ -82,7 +86,7 @@ func median(all []float64) (float64, bool) {
 // table is all measurements in Markdown.
 func table(host machine, all []measurement) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# What locks cost\n\nMicroseconds for one of each, medians of rounds in turns. %s.\n", host)
+	fmt.Fprintf(&b, "# What locks cost\n\nMicroseconds for one of each, medians of rounds in turns.\n%s; lockfs %s.\n", host, host.commit)
 	var at string
 	for _, m := range all {
 		if m.series.name != at {
@@ -175,7 +179,8 @@ func crossing(all []measurement) string {
 // example benchstat -filter /cpus:one -col /peer bench.txt.
 func benchLines(host machine, all []measurement) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "goos: linux\ngoarch: %s\ncpu: %s\nkernel: %s\ndate: %s\n", runtime.GOARCH, host.cpu, host.kernel, host.date.Format("2006-01-02"))
+	fmt.Fprintf(&b, "goos: linux\ngoarch: %s\ncpu: %s\nkernel: %s\ndate: %s\ncommit: %s\n", runtime.GOARCH, host.cpu, host.kernel,
+		host.date.Format("2006-01-02"), host.commit)
 	for _, m := range all {
 		for _, p := range peers {
 			for _, s := range m.samples[p.name] {
