@@ -175,12 +175,11 @@ func crossing(all []measurement) string {
 	return fmt.Sprintf("On one CPU, lockfs is faster than tmpfs when %d ranges or more are held on the file.", from)
 }
 
-// benchLines is every round in Go's benchmark format, for benchstat: for
-// example benchstat -filter /cpus:one -col /peer bench.txt.
+// benchLines is every round in Go's benchmark format, for benchstat. It would
+// not compare runs whose keys differ, so when and what is a comment.
 func benchLines(host machine, all []measurement) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "goos: linux\ngoarch: %s\ncpu: %s\nkernel: %s\ndate: %s\ncommit: %s\n", runtime.GOARCH, host.cpu, host.kernel,
-		host.date.Format("2006-01-02"), host.commit)
+	fmt.Fprintf(&b, "# %s; lockfs %s\ngoos: linux\ngoarch: %s\ncpu: %s\nkernel: %s\n", host, host.commit, runtime.GOARCH, host.cpu, host.kernel)
 	for _, m := range all {
 		for _, p := range peers {
 			for _, s := range m.samples[p.name] {
