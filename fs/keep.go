@@ -31,6 +31,7 @@ type engineKeeper interface {
 	Replay(kind uint8, data []byte) error
 	Resume(lockengine.Resumption) error
 	Rewatch(id lockengine.WatchID, done func(lockengine.End)) bool
+	Expect(keys map[uint64]bool)
 	Claimed()
 	NamedHandles() []uint64
 	WaitsSince(id lockengine.WaiterID) (since lockengine.Instant, ok bool)

@@ -138,13 +138,18 @@ func (s *Server) takeOver() {
 	slices.SortFunc(resent, func(a, b []byte) int {
 		return int(int64(requestID(uniqueOf(a)) - requestID(uniqueOf(b))))
 	})
+	again := map[uint64]bool{}
+	for _, in := range resent {
+		again[requestID(uniqueOf(in))] = true
+	}
+	s.keeper().Expect(again)
 	slow := &pending{done: s.allAnswered}
 	slow.add()
 	for _, in := range resent {
 		s.dispatchCopy(in, slow)
 	}
 	s.keeper().Claimed()
-	s.dropOrphans(resent, resends)
+	s.dropOrphans(again, resends)
 	for _, in := range fresh {
 		s.dispatchCopy(in, slow)
 	}
@@ -254,15 +259,11 @@ func (s *Server) orphaned(h *handle, resends bool) bool {
 
 // dropOrphans gives back what was granted to an open that nobody waits for any
 // more: it was killed in the moment between the kernel's being told to send it
-// again and our reading it.
-func (s *Server) dropOrphans(resent [][]byte, resends bool) {
-	again := map[uint64]bool{}
-	for _, in := range resent {
-		again[handleNumber(uniqueOf(in))] = true
-	}
+// again and our reading it. again: those that were read.
+func (s *Server) dropOrphans(again map[uint64]bool, resends bool) {
 	for _, h := range s.handles.all() {
 		t := h.taking
-		if t == nil || again[h.fh] || h.answered() {
+		if t == nil || again[h.fh&^synthetic] || h.answered() {
 			continue
 		}
 		if s.orphaned(h, resends) {
@@ -278,7 +279,7 @@ func (s *Server) dropOrphans(resent [][]byte, resends bool) {
 		h.mu.Unlock()
 	}
 	for _, fh := range s.keeper().NamedHandles() {
-		if !again[fh] && s.handles.get(fh) == nil {
+		if !again[fh&^synthetic] && s.handles.get(fh) == nil {
 			s.engine.DropHandle(fh)
 		}
 	}

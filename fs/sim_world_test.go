@@ -488,10 +488,9 @@ func (s *sim) stepWall() {
 	s.now.Wall += int64(d)
 }
 
-// readAhead is how many requests are read at a crash and not come to. Seeds of
-// before this was simulated keep their course.
+// readAhead is how many requests are read at a crash and not come to.
 func (s *sim) readAhead() int {
-	if slices.Contains(simSeeds, s.seed) {
+	if slices.Contains(simFirstSeeds, s.seed) {
 		return 0
 	}
 	return s.n(4)

@@ -125,7 +125,8 @@ type Resumption struct {
 // Resume ends the replay, and time goes on. If the clients are the same, they
 // claim what they wait for: Wait with the Key of a request that waits still
 // goes on with that, with the same WaiterID, or returns what it came to since;
-// [Local.Rewatch] does it for a watch. When all have, call [Local.Claimed].
+// [Local.Rewatch] does it for a watch. Before the first, [Local.Expect] says
+// which will. When all have, call [Local.Claimed].
 // With a Log it must be called, also if there was nothing to replay.
 func (l *Local) Resume(r Resumption) error {
 	l.mu.Lock()
@@ -207,6 +208,27 @@ func (l *Local) Rewatch(id WatchID, done func(End)) bool {
 	}
 	l.watches[id] = done
 	return true
+}
+
+// Expect says which requests will be claimed, by their keys: the waits of all
+// others end now, before anything is given back that they could be granted.
+// What an owner gets in a wait of which nobody knows cannot be taken back
+// exactly: a lock in another mode that it had before would go with it.
+func (l *Local) Expect(keys map[uint64]bool) {
+	for _, id := range l.unexpected(keys) {
+		l.Cancel(id, false)
+	}
+}
+
+func (l *Local) unexpected(keys map[uint64]bool) (ids []WaiterID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, w := range l.core.waitersInOrder() {
+		if !keys[w.req.Key] {
+			ids = append(ids, w.id)
+		}
+	}
+	return ids
 }
 
 // Claimed says that no more claims come: what nobody claimed is canceled, or

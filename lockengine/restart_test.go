@@ -214,6 +214,36 @@ func TestGrantsNotClaimed(t *testing.T) {
 	require.EqualValues(t, 14, locks[0].Owner.ID)
 }
 
+// Who does not ask again is granted nothing more, and keeps what it has: the
+// lock that it wanted in another mode.
+func TestNotExpected(t *testing.T) {
+	clock, m := enginetest.NewClock(), &memLog{}
+	l := start(t, clock, m, lockengine.Resumption{})
+	shared := func(owner uint64) lockengine.Request {
+		req := byteOf(owner, 0)
+		req.Mode = lockengine.Shared
+		return req
+	}
+	for _, owner := range []uint64{1, 2} {
+		_, err := l.Try(shared(owner))
+		require.NoError(t, err)
+	}
+	wait(t, l, byteOf(2, 12))
+	third, _ := wait(t, l, byteOf(3, 13))
+
+	l = start(t, clock, m, sameMount)
+	l.Expect(map[uint64]bool{13: true})
+	claimed, done := wait(t, l, byteOf(3, 13))
+	require.Equal(t, third, claimed)
+	l.DropHandle(10)
+	l.Claimed()
+	require.Empty(t, done)
+	locks := l.Snapshot().Locks
+	require.Len(t, locks, 1)
+	require.EqualValues(t, 2, locks[0].Owner.ID)
+	require.Equal(t, lockengine.Shared, locks[0].Mode)
+}
+
 // A watch goes on, and says what it missed.
 func TestRewatch(t *testing.T) {
 	clock, m := enginetest.NewClock(), &memLog{}
