@@ -860,13 +860,17 @@ func (m *simModel) mustHaveEnded(inc *simIncarnation, op *simOp) {
 		inc.unsure = m.steps
 		return
 	}
+	var by *simOp // the one that came first: they are served in order, also when they are sent again
 	for r := range m.inFlight {
-		if r.kind == askRmdir && r.reads > 0 && r.covers(inc) && r.victim == nil {
-			r.victim = inc
-			return
+		if r.kind == askRmdir && r.reads > 0 && r.covers(inc) && r.victim == nil &&
+			(by == nil || r.unique < by.unique) {
+			by = r
 		}
 	}
-	m.fail("%v was granted while %v is held", op, inc)
+	if by == nil {
+		m.fail("%v was granted while %v is held", op, inc)
+	}
+	by.victim = inc
 }
 
 func (m *simModel) made(op *simOp, errno syscall.Errno, body []byte) {
