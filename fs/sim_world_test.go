@@ -50,6 +50,7 @@ type sim struct {
 	calm    bool // no more calls, signals or crashes
 	weights simWeights
 
+	quiet  bool     // no trace is kept, which costs a good part of the time
 	trace  []string // the last steps
 	digest io.Writer
 	sum    func() uint64
@@ -116,6 +117,9 @@ func (s *sim) fail(f string, a ...any)  { panic(simFailure{fmt.Sprintf(f, a...)}
 
 // note adds a line to the trace.
 func (s *sim) note(format string, a ...any) {
+	if s.quiet {
+		return
+	}
 	line := fmt.Sprintf(format, a...)
 	_, _ = io.WriteString(s.digest, line+"\n") // a hash takes everything
 	if len(s.trace) == 2*traceLength {
