@@ -44,6 +44,7 @@ const (
 
 	notifyPoll  = 1 // FUSE_NOTIFY_POLL
 	notifyStore = 4 // FUSE_NOTIFY_STORE
+	notifyPrune = 9 // FUSE_NOTIFY_PRUNE
 
 	pollScheduleNotify = 1 // FUSE_POLL_SCHEDULE_NOTIFY
 
@@ -181,6 +182,19 @@ func (d device) notifySize(node uint64) {
 	binary.NativeEndian.PutUint64(b[24:], apparentSize+rand.Uint64N(1<<44))
 	binary.NativeEndian.PutUint32(b[32:], 1)
 	d.write(b[:])
+}
+
+// notifyPrune asks the kernel to forget nodes that nobody uses (Linux 6.18;
+// those before answer EINVAL). Unlike FUSE_NOTIFY_INVAL_ENTRY it takes no lock of
+// a directory, for which it could wait (fs/fuse/dev.c, fuse_notify_prune).
+func (d device) notifyPrune(nodes []uint64) {
+	b := make([]byte, sizeofOutHeader+16, sizeofOutHeader+16+8*len(nodes)) // and struct fuse_notify_prune_out
+	binary.NativeEndian.PutUint32(b[sizeofOutHeader:], uint32(len(nodes)))
+	for _, id := range nodes {
+		b = binary.NativeEndian.AppendUint64(b, id)
+	}
+	putOutHeader(b, len(b), notifyPrune, 0)
+	d.write(b)
 }
 
 func putOutHeader(b []byte, length int, code int32, unique uint64) {

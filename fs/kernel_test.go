@@ -120,7 +120,7 @@ func (k *kernel) take(frame []byte) {
 	unique, code := binary.NativeEndian.Uint64(frame[8:]), int32(binary.NativeEndian.Uint32(frame[4:]))
 	_, twice := k.replies[unique]
 	switch {
-	case unique == 0 && code != notifyPoll && code != notifyStore:
+	case unique == 0 && code != notifyPoll && code != notifyStore && code != notifyPrune:
 		k.wrong = append(k.wrong, "a notification that nobody knows")
 	case unique == 0:
 	case code > 0 || code <= -512 || code < 0 && len(frame) != sizeofOutHeader:

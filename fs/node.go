@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"container/list"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -87,15 +88,31 @@ func (s *Server) node(id uint64) (n node, ok bool) {
 
 // dynamicNodes are the nodes below take/, hold/, view/files and view/pid: a row
 // and a name each, kept while the kernel knows them.
+//
+// take/ and hold/ have every name there can be, and the kernel keeps what was
+// looked up for as long as it has memory. So when there are many it is asked to
+// forget the oldest; those in use it keeps.
 type dynamicNodes struct {
 	// keep records one that came, or went; nil: nothing is recorded. Called with mu held.
 	keep func(d *dynamicNode, gone bool)
+	// prune asks the kernel to forget nodes; nil: nobody does.
+	prune func(ids []uint64)
 
 	mu    sync.Mutex
 	last  uint64
 	byID  map[uint64]*dynamicNode
 	byKey map[dynamicKey]*dynamicNode
+	names list.List // of *dynamicNode: those of take/ and hold/, the oldest first
+	fresh int       // how many came since the kernel was asked last
 }
+
+const (
+	// maxNames is from how many names on the kernel is asked.
+	maxNames = 4096
+	// pruneEach is after how many names that came it is. It is asked for twice
+	// as many, so that it can keep half of them and there are still no more.
+	pruneEach = 64
+)
 
 type dynamicKey struct {
 	row  *row
@@ -106,7 +123,8 @@ type dynamicNode struct {
 	dynamicKey
 	id      uint64
 	lookups uint64
-	kept    bool // its record is in the journal, and goes with it
+	kept    bool          // its record is in the journal, and goes with it
+	at      *list.Element // in names
 }
 
 // pinned is the count of lookups of a node that the kernel may have looked up
@@ -126,6 +144,15 @@ func (t *dynamicNodes) get(id uint64) (node, bool) {
 // lookup returns the node of a row and name and counts one more reference of
 // the kernel to it.
 func (t *dynamicNodes) lookup(r *row, name string) node {
+	n, old := t.meet(r, name)
+	if len(old) > 0 && t.prune != nil {
+		t.prune(old)
+	}
+	return n
+}
+
+// meet is lookup, and tells which nodes the kernel should forget.
+func (t *dynamicNodes) meet(r *row, name string) (n node, old []uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	key := dynamicKey{r, name}
@@ -136,13 +163,38 @@ func (t *dynamicNodes) lookup(r *row, name string) node {
 		}
 		t.last++
 		d = &dynamicNode{dynamicKey: key, id: synthetic | dynamic | t.last}
-		t.byID[d.id], t.byKey[key] = d, d
+		t.enter(d)
 		if t.keep != nil {
 			t.keep(d, false)
 		}
+		old = t.oldest()
 	}
 	d.lookups++
-	return node{id: d.id, row: r, name: name}
+	return node{id: d.id, row: r, name: name}, old
+}
+
+// enter puts in a node. Needs mu.
+func (t *dynamicNodes) enter(d *dynamicNode) {
+	t.byID[d.id], t.byKey[d.dynamicKey] = d, d
+	if d.row.take {
+		d.at = t.names.PushBack(d)
+		t.fresh++
+	}
+}
+
+// oldest returns nodes that there are too many of, and makes them the latest: if
+// the kernel keeps them, others have their turn first. Needs mu.
+func (t *dynamicNodes) oldest() (ids []uint64) {
+	if t.names.Len() <= maxNames || t.fresh < pruneEach {
+		return nil
+	}
+	t.fresh = 0
+	for range 2 * pruneEach {
+		e := t.names.Front()
+		ids = append(ids, e.Value.(*dynamicNode).id)
+		t.names.MoveToBack(e)
+	}
+	return ids
 }
 
 func (t *dynamicNodes) forget(id, lookups uint64) {
@@ -162,6 +214,9 @@ func (t *dynamicNodes) forget(id, lookups uint64) {
 
 // remove takes out a node. Its name may have got another one meanwhile. Needs mu.
 func (t *dynamicNodes) remove(d *dynamicNode) {
+	if d.at != nil {
+		t.names.Remove(d.at)
+	}
 	delete(t.byID, d.id)
 	if t.byKey[d.dynamicKey] == d {
 		delete(t.byKey, d.dynamicKey)
@@ -178,8 +233,7 @@ func (t *dynamicNodes) restore(id uint64, r *row, name string) {
 	if old := t.byID[id]; old != nil {
 		t.remove(old)
 	}
-	d := &dynamicNode{dynamicKey: dynamicKey{r, name}, id: id, lookups: pinned, kept: true}
-	t.byID[id], t.byKey[d.dynamicKey] = d, d
+	t.enter(&dynamicNode{dynamicKey: dynamicKey{r, name}, id: id, lookups: pinned, kept: true})
 	t.last = max(t.last, id&^(synthetic|dynamic))
 }
 
@@ -199,6 +253,20 @@ func (t *dynamicNodes) drop(id uint64) {
 	if d := t.byID[id]; d != nil {
 		t.remove(d)
 	}
+}
+
+// reset forgets all nodes.
+func (t *dynamicNodes) reset() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.byID, t.byKey = nil, nil
+	t.names.Init()
+}
+
+func (t *dynamicNodes) count() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.byID)
 }
 
 // pinned counts the nodes restored.

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -61,6 +62,33 @@ func TestDynamicNodesAreForgotten(t *testing.T) {
 	s.dynamic.forget(c.id, 99)
 	assert.Empty(t, s.dynamic.byID)
 	assert.Empty(t, s.dynamic.byKey)
+}
+
+// However many names are looked up, the table stays small if the kernel forgets
+// those it is asked to. What is in use it keeps, and so does the table.
+func TestNamesAreBounded(t *testing.T) {
+	s := &Server{}
+	used := map[uint64]bool{}
+	s.dynamic.prune = func(ids []uint64) {
+		for _, id := range ids {
+			if !used[id] {
+				s.dynamic.forget(id, 1)
+			}
+		}
+	}
+	for i := range 10 * maxNames {
+		n := s.dynamic.lookup(takeFileRow, strconv.Itoa(i))
+		if i%16 == 0 {
+			used[n.id] = true
+		}
+		idle := len(s.dynamic.byID) - len(used)
+		require.LessOrEqual(t, idle, maxNames+pruneEach)
+	}
+	for id := range used {
+		_, ok := s.node(id)
+		require.True(t, ok)
+	}
+	assert.Equal(t, len(s.dynamic.byID), s.dynamic.names.Len())
 }
 
 // A name that has got another number keeps it when the old one goes.

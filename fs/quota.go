@@ -5,8 +5,7 @@ import "syscall"
 // One user must not take the memory that others need. Locks and waits are the
 // engine's to count; here it is what a user has open outside files/. A READ
 // that waits needs a thread of the user's, which the kernel counts. A name
-// looked up in take/ is kept as long as the kernel keeps it, which is until that
-// wants the memory for something else.
+// looked up in take/ is kept as long as the kernel keeps it: see dynamicNodes.
 const (
 	// Who has all the locks he may, each by an open file of hold/, can look too.
 	openPerLock = 2

@@ -88,7 +88,7 @@ func (s *Server) begin() {
 func (s *Server) reset() {
 	s.expectRecords()
 	s.janitors.swept = nil
-	s.dynamic.byID, s.dynamic.byKey = nil, nil
+	s.dynamic.reset()
 	s.removed.m = nil
 	s.files.Reset()
 }

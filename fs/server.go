@@ -137,6 +137,7 @@ func newServer(cfg Config, h host) (*Server, error) {
 		filesConfig.Log = h.journal
 		s.dynamic.keep = s.keepDynamic
 	}
+	s.dynamic.prune = s.dev.notifyPrune
 	backing, err := files.New(filesConfig)
 	if err != nil {
 		return nil, err

@@ -267,9 +267,9 @@ func renderStats(s *Server, _ node, c caller) ([]byte, error) {
 		fmt.Fprintf(&b, "held_%s %d\nwaiting_%s %d\ngranted_%s %d\nreleased_%s %d\nrefused_%s %d\nwaited_%s %d\ncanceled_%s %d\n",
 			n, st.Held[c], n, st.Waiting[c], n, st.Granted[c], n, st.Released[c], n, st.Refused[c], n, st.Waited[c], n, st.Canceled[c])
 	}
-	fmt.Fprintf(&b, "expired %d\nforced %d\ndeadlocks %d\npossible_deadlocks %d\nover_quota %d\nevents %d\nhandles %d\nnodes %d\nnodes_pinned %d\nuptime %d\nrestarts %d\n",
+	fmt.Fprintf(&b, "expired %d\nforced %d\ndeadlocks %d\npossible_deadlocks %d\nover_quota %d\nevents %d\nhandles %d\nnodes %d\nnodes_pinned %d\nnames %d\nuptime %d\nrestarts %d\n",
 		st.Expired, st.Forced, st.Deadlocks, st.Possible, st.OverQuota, st.Events,
-		s.files.NumHandles()+s.handles.count(), s.files.NumNodes(), s.dynamic.pinned()+s.files.NumPinned(),
+		s.files.NumHandles()+s.handles.count(), s.files.NumNodes(), s.dynamic.pinned()+s.files.NumPinned(), s.dynamic.count(),
 		(s.now().Boot-s.started.Boot)/int64(time.Second), s.instance.restarts)
 	if s.showsToken(c.uid, 0) {
 		fmt.Fprintf(&b, "last_token %d\n", st.LastToken)

@@ -104,6 +104,34 @@ func TestQuotaOfOpenFiles(t *testing.T) {
 	require.Equal(t, "ok", newClient(t, m.dir, asUser(modest)).do("open view/stats r"))
 }
 
+// TestNamesAreForgotten: who looks up many names fills no table where the kernel can be asked to forget them (Linux 6.18).
+func TestNamesAreForgotten(t *testing.T) {
+	const looks, most = 6000, 4096 + 2*64
+	m := newMount(t)
+	c := newClient(t, m.dir)
+	require.Equal(t, "ok", c.do("open hold/mine r"))
+	for i := range looks {
+		_, err := os.Stat(m.path(fmt.Sprintf("take/%d", i)))
+		require.NoError(t, err)
+	}
+	names := func() int { n, _ := strconv.Atoi(m.stats(t)["names"]); return n }
+	require.NotZero(t, names())
+	if major, minor := kernelVersion(t); major > 6 || major == 6 && minor >= 18 {
+		eventually(t, waitLimit, "they are forgotten", func() bool { return names() <= most })
+	}
+	m.killWorker()
+	require.Contains(t, c.do("pread hold/mine 0 99"), readValue(t, m.path("tlock/mine/token")), "one in use is not")
+	require.Equal(t, "ok", c.do("open take/0 r"))
+}
+
+func kernelVersion(t *testing.T) (major, minor int) {
+	var u unix.Utsname
+	require.NoError(t, unix.Uname(&u))
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	require.NoError(t, err)
+	return major, minor
+}
+
 func TestLimitRoot(t *testing.T) {
 	m := newMount(t, "--max-locks-per-user", "2", "--limit-root")
 	c := newClient(t, m.dir)
