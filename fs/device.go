@@ -2,10 +2,11 @@ package fs
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -59,30 +60,84 @@ const (
 
 // fuseDevice is an open /dev/fuse.
 //
-// Concurrency: every method may be called from any goroutine.
-type fuseDevice int
+// Concurrency: one goroutine reads; every other method may be called from any.
+type fuseDevice struct {
+	fd   int
+	idle int // waits in a row that brought no request
+}
 
-var _ connection = fuseDevice(0)
+var _ connection = (*fuseDevice)(nil)
+
+const (
+	// shortWait is how long the reader waits at a time before it looks whether
+	// the runtime wants something of it; firstWait is so the first time.
+	shortWait = 10 * time.Millisecond
+	firstWait = time.Millisecond
+	// shortWaits is how many of these there are in a row, which makes a second.
+	shortWaits = 100
+)
+
+func newFuseDevice(fd int) *fuseDevice {
+	_ = unix.SetNonblock(fd, true) // it cannot fail for an open file
+	return &fuseDevice{fd: fd}
+}
 
 // read implements [connection].
-func (d fuseDevice) read(buf []byte) (int, error) {
+func (d *fuseDevice) read(buf []byte) (int, error) {
 	for {
-		n, err := unix.Read(int(d), buf)
-		switch {
-		case err == nil:
+		n, err := d.tryRead(buf)
+		switch err {
+		case nil:
+			d.idle = 0
 			return n, nil
-		case errors.Is(err, unix.ENODEV):
+		case unix.EAGAIN:
+			d.wait()
+		case unix.ENODEV:
 			return 0, nil
-		// ENOENT: the request was interrupted before it could be read.
-		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOENT):
 		default:
 			return 0, fmt.Errorf("read /dev/fuse: %w", err)
 		}
 	}
 }
 
+// tryRead implements [connection].
+func (d *fuseDevice) tryRead(buf []byte) (int, error) {
+	for {
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(d.fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)))
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR, unix.ENOENT: // ENOENT: the request was interrupted before it could be read
+		default:
+			return 0, errno
+		}
+	}
+}
+
+// wait waits for a request. For a second after the last one it does so without
+// a word to Go's scheduler. That would take the processor away after 10 ms, and
+// then run its monitor every 20 µs for some time whenever a request ends such a
+// wait (runtime.sysmon), which costs more than a lock does. A signal, by which the
+// runtime asks for the processor, ends a short wait.
+func (d *fuseDevice) wait() {
+	p := [1]unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
+	if d.idle >= shortWaits {
+		_, _ = unix.Poll(p[:], -1)
+		return
+	}
+	limit := unix.NsecToTimespec(int64(firstWait))
+	if d.idle > 0 {
+		limit = unix.NsecToTimespec(int64(shortWait))
+		runtime.Gosched() // who became ready here meanwhile goes first
+	}
+	n, _, _ := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), uintptr(len(p)), uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
+	if n != 1 {
+		d.idle++
+	}
+}
+
 // send implements [connection].
-func (d fuseDevice) send(frame []byte) error {
+func (d *fuseDevice) send(frame []byte) error {
 	write := d.write
 	if isShortAnswer(frame) {
 		write = d.writeAtOnce
@@ -101,33 +156,19 @@ func isShortAnswer(frame []byte) bool {
 	return len(frame) >= sizeofOutHeader && len(frame) <= 4096 && binary.NativeEndian.Uint64(frame[8:]) != 0
 }
 
-func (d fuseDevice) write(frame []byte) error {
-	_, err := unix.Write(int(d), frame)
+func (d *fuseDevice) write(frame []byte) error {
+	_, err := unix.Write(d.fd, frame)
 	return err
 }
 
 // writeAtOnce is write without telling Go's scheduler that this thread might
 // block.
-func (d fuseDevice) writeAtOnce(frame []byte) error {
-	_, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(d), uintptr(unsafe.Pointer(&frame[0])), uintptr(len(frame)))
+func (d *fuseDevice) writeAtOnce(frame []byte) error {
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(d.fd), uintptr(unsafe.Pointer(&frame[0])), uintptr(len(frame)))
 	if errno != 0 {
 		return errno
 	}
 	return nil
-}
-
-// tryRead implements [connection].
-func (d fuseDevice) tryRead(buf []byte) (int, error) {
-	if err := unix.SetNonblock(int(d), true); err != nil {
-		return 0, err
-	}
-	defer func() { _ = unix.SetNonblock(int(d), false) }()
-	for {
-		n, err := unix.Read(int(d), buf)
-		if err != unix.EINTR && err != unix.ENOENT {
-			return n, err
-		}
-	}
 }
 
 // device is the connection to the kernel, and the frames that are sent to it.
@@ -205,13 +246,13 @@ func putOutHeader(b []byte, length int, code int32, unique uint64) {
 
 // Register gives an open file to the kernel for passthrough (linux/fuse.h,
 // struct fuse_backing_map) and returns its backing id. It needs CAP_SYS_ADMIN.
-func (d fuseDevice) Register(fd int) (int32, error) {
+func (d *fuseDevice) Register(fd int) (int32, error) {
 	m := struct {
 		fd      int32
 		flags   uint32
 		padding uint64
 	}{fd: int32(fd)}
-	id, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(d), iocBackingOpen, uintptr(unsafe.Pointer(&m)))
+	id, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(d.fd), iocBackingOpen, uintptr(unsafe.Pointer(&m)))
 	if errno != 0 {
 		return 0, errno
 	}
@@ -219,7 +260,7 @@ func (d fuseDevice) Register(fd int) (int32, error) {
 }
 
 // Unregister takes a backing id back.
-func (d fuseDevice) Unregister(id int32) {
+func (d *fuseDevice) Unregister(id int32) {
 	v := uint32(id)
-	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(d), iocBackingClose, uintptr(unsafe.Pointer(&v)))
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(d.fd), iocBackingClose, uintptr(unsafe.Pointer(&v)))
 }

@@ -60,7 +60,7 @@ type stopper interface{ Stop() bool }
 func hostOf(cfg *Config) host {
 	askers := &askers{}
 	h := host{
-		conn:    fuseDevice(cfg.FD),
+		conn:    newFuseDevice(cfg.FD),
 		spawn:   func(f func()) { go f() },
 		after:   func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) },
 		buffers: &sync.Pool{New: func() any { return new([bufferSize]byte) }},

@@ -62,7 +62,7 @@ func TestRendersRunFew(t *testing.T) {
 
 // A READ that was interrupted leaves nothing.
 func TestInterruptedReadIsForgotten(t *testing.T) {
-	s := &Server{dev: device{fuseDevice(-1)}}
+	s := &Server{dev: device{newFuseDevice(-1)}}
 	st := &stream{s: s, arm: func(uint64, func()) {}}
 	st.next = func(cursor uint64, _ int) (string, uint64, bool) { return "", cursor, false }
 	for unique := range uint64(1000) {

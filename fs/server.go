@@ -175,12 +175,6 @@ func (s *Server) panicked(v any) fuse.Status {
 	return fuse.EIO
 }
 
-// yieldEvery so many requests the reader passes through Go's scheduler. A
-// goroutine that has not done so for 10 ms loses its processor each time it
-// blocks in a system call, and has to get another one before it goes on
-// (runtime.retake).
-const yieldEvery = 256
-
 // Serve answers requests until the filesystem is unmounted.
 func (s *Server) Serve() (err error) {
 	defer func() { s.close(err) }()
@@ -202,10 +196,7 @@ func (s *Server) Serve() (err error) {
 		}()
 	}
 	in, out := s.buffer(), s.buffer()
-	for served := 1; ; served++ {
-		if served%yieldEvery == 0 {
-			runtime.Gosched()
-		}
+	for {
 		n, err := s.dev.read(in[:])
 		if err != nil || n == 0 {
 			return err

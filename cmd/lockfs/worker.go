@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -63,6 +64,7 @@ func workerMain(text string, serve func(settings, workerLinks) error) error {
 
 // serve serves the mount until it is unmounted.
 func serve(s settings, w workerLinks) error {
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1) // the reader of the device keeps one while it waits
 	log := newLog()
 	boot, err := bootID()
 	if err != nil {
