@@ -35,7 +35,7 @@ type engineKeeper interface {
 	Claimed()
 	NamedHandles() []uint64
 	WaitsSince(id lockengine.WaiterID) (since lockengine.Instant, ok bool)
-	Checkpoint(switchLog func()) (chunks [][]byte, err error)
+	Checkpoint(switchLog func(), add func(chunk []byte) error) error
 }
 
 // stateKind is the kind of the engine's records in a snapshot.

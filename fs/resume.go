@@ -319,10 +319,7 @@ func (s *Server) snapshot() error {
 	if err != nil {
 		return err
 	}
-	engine, err := s.keeper().Checkpoint(c.Switch)
-	if err == nil {
-		err = s.addState(c.Add, engine)
-	}
+	err = s.addState(c.Switch, c.Add)
 	if err != nil {
 		c.Abort()
 		return err
@@ -330,11 +327,12 @@ func (s *Server) snapshot() error {
 	return c.Commit()
 }
 
-func (s *Server) addState(add func(kind uint8, data ...[]byte) error, engine [][]byte) error {
-	for _, chunk := range engine {
-		if err := add(stateKind, chunk); err != nil {
-			return err
-		}
+// addState adds the state as of a moment at which it calls switchLog, or later
+// where a record of what happened since does no harm.
+func (s *Server) addState(switchLog func(), add func(kind uint8, data ...[]byte) error) error {
+	engine := func(chunk []byte) error { return add(stateKind, chunk) }
+	if err := s.keeper().Checkpoint(switchLog, engine); err != nil {
+		return err
 	}
 	if err := s.dump(add); err != nil {
 		return err

@@ -98,6 +98,7 @@ type core struct {
 	parties   map[int32]*party
 	waiters   map[WaiterID]*waiter
 	line      list[waiter, waitsOfCore] // all waiters, as they were linked
+	segs      list[seg, segsOfCore]     // all segments, as they were made
 	names     namedTable
 	places    placeTable
 	watches   map[WatchID]*watch
@@ -113,6 +114,10 @@ type core struct {
 	// wait: without another one no cycle can be.
 	stuckOwners, stuckParties int
 	search                    uint64 // number of the last graph search
+
+	births uint64 // how many segments, waits and places ever came
+	cuts   uint64 // how many cuts were started
+	cut    *cut   // that is made now; nil: none
 
 	log   eventLog
 	stats Stats
@@ -162,6 +167,9 @@ func newCore(eventLog int) *core {
 func (c *core) apply(cmd *command, now Instant) result {
 	before := c.changes
 	if cmd.op == opResume {
+		if c.cut != nil {
+			c.cut.rest()
+		}
 		c.resume(cmd, now) // first: what time is it, and who is still there?
 	}
 	c.advance(now)
@@ -217,7 +225,7 @@ func (c *core) do(cmd *command) result {
 func (c *core) advance(now Instant) {
 	now.Boot = max(now.Boot, c.now.Boot)
 	c.now = now
-	c.names.forgetEnded(now.Boot)
+	c.forgetEnded()
 	c.forgetPlaces(now.Boot)
 	for n := c.names.due(now.Boot); n != nil; n = c.names.due(now.Boot) {
 		c.endNamed(n, Expired)

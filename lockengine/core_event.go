@@ -60,6 +60,12 @@ func (l *eventLog) after(seq uint64, limit int) (events []Event, missed uint64) 
 	return events, missed
 }
 
+// lastOnes returns up to limit of the last events.
+func (l *eventLog) lastOnes(limit uint64) []Event {
+	events, _ := l.after(max(l.last, limit)-limit, int(limit))
+	return events
+}
+
 // emit appends an event and returns it for what only some kinds have.
 func (c *core) emit(kind EventKind, class Class, name string, mode Mode, r Range, owner Owner, who Who) *Event {
 	c.changes++

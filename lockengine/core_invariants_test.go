@@ -20,6 +20,7 @@ func (c *core) checkInvariants() error {
 	k.counts()
 	k.idle()
 	k.pools()
+	k.births()
 	if len(k.wrong) == 0 {
 		return nil
 	}
@@ -256,7 +257,7 @@ func (k *checker) counts() {
 func (k *checker) idle() {
 	for _, class := range []Class{Record, Flock} {
 		for _, o := range k.owners[class] {
-			k.is(!o.idle() || *o == owner{key: o.key, class: o.class, parked: true}, "idle owner %v", o.key)
+			k.is(!o.idle() || *o == owner{key: o.key, class: o.class, parked: true, copied: o.copied}, "idle owner %v", o.key)
 		}
 	}
 	for id, h := range k.handles {
@@ -503,6 +504,32 @@ func (k *checker) pools() {
 	}
 	for _, n := range k.core.pools.named.free {
 		k.is(*n == named{}, "name in use is free")
+	}
+}
+
+// births: what is in a line of the core is in the order in which it came.
+func (k *checker) births() {
+	n, last := 0, uint64(0)
+	for s := range k.core.segs.all {
+		k.is(s.born > last && s.born <= k.core.births, "segment born at %d after one at %d", s.born, last)
+		n, last = n+1, s.born
+	}
+	k.is(n == k.segs[Record]+k.segs[Flock], "%d segments as they were made, %d by range", n, k.segs[Record]+k.segs[Flock])
+	last = 0
+	for w := range k.core.line.all {
+		k.is(w.born > last && w.born <= k.core.births, "waiter born at %d after one at %d", w.born, last)
+		last = w.born
+	}
+	last = 0
+	for p := range k.core.places.queue.all {
+		k.is(p.born > last && p.born <= k.core.births, "place born at %d after one at %d", p.born, last)
+		last = p.born
+	}
+	for _, class := range []Class{Record, Flock} {
+		for name, r := range k.core.resources[class] {
+			n := len(r.appendSegs(nil)) + len(r.appendWaiting(nil))
+			k.is(r.n == n, "%d locks and waiters on %q, counted %d", n, name, r.n)
+		}
 	}
 }
 

@@ -70,15 +70,18 @@ type namedTable struct {
 	last      uint64 // the last token
 }
 
-// ended is what is remembered of a lock that ended.
+// ended is what is remembered of a name: the end of its last lock.
 type ended struct {
 	start int64
 	at    int64 // Boot
+	n     int   // how many ended then
 }
 
+// endedName is the end of a lock.
 type endedName struct {
-	name string
-	at   int64
+	name  string
+	at    int64 // Boot
+	start int64
 }
 
 const (
@@ -116,12 +119,13 @@ func (t *namedTable) due(boot int64) *named {
 	return t.leases[0]
 }
 
-func (t *namedTable) remember(n *named, boot int64) {
-	t.ended[n.name] = ended{n.start, boot}
-	t.endedFIFO = append(t.endedFIFO, endedName{n.name, boot})
-	if len(t.endedFIFO) > rememberMax {
-		t.forgetFirstEnded()
+func (t *namedTable) remember(e endedName) {
+	n := 1
+	if last := t.ended[e.name]; last.at == e.at {
+		n += last.n
 	}
+	t.ended[e.name] = ended{e.start, e.at, n}
+	t.endedFIFO = append(t.endedFIFO, e)
 }
 
 func (t *namedTable) forgetFirstEnded() {
@@ -130,13 +134,21 @@ func (t *namedTable) forgetFirstEnded() {
 	if t.endedFIFO = t.endedFIFO[1:]; len(t.endedFIFO) == 0 {
 		t.endedFIFO = nil
 	}
-	if t.ended[e.name].at == e.at {
+	switch last := t.ended[e.name]; {
+	case last.at != e.at:
+	case last.n == 1:
 		delete(t.ended, e.name)
+	default:
+		last.n--
+		t.ended[e.name] = last
 	}
 }
 
-func (t *namedTable) forgetEnded(boot int64) {
-	for len(t.endedFIFO) > 0 && t.endedFIFO[0].at+rememberEnded < boot {
+// forgetEnded forgets what ended too long ago, or before too many others.
+func (c *core) forgetEnded() {
+	t := &c.names
+	for n := len(t.endedFIFO); n > 0 && (n > rememberMax || t.endedFIFO[0].at+rememberEnded < c.now.Boot); n-- {
+		c.cut.endedGoes()
 		t.forgetFirstEnded()
 	}
 }
@@ -253,8 +265,10 @@ func (c *core) release(name string, token uint64, how End) error {
 // endNamed ends a named lock, tells who watches it, and lets the next in line
 // have it.
 func (c *core) endNamed(n *named, how End) {
+	c.cut.namedGoes(n)
 	c.reportEnd(n, how)
-	c.names.remember(n, c.now.Boot)
+	c.names.remember(endedName{n.name, c.now.Boot, n.start})
+	c.forgetEnded()
 	c.names.byToken.drop(n.token)
 	c.stats.Held[Named]--
 	c.quota.count(n.who.UID, -1)
@@ -317,6 +331,7 @@ func (c *core) dropNameHandle(n *named) {
 	if n.more == nil || n.more.handle == nil {
 		return
 	}
+	c.cut.namedChanges(n)
 	h := n.more.handle
 	n.more.handle = nil
 	h.names.remove(n)
@@ -352,6 +367,7 @@ func (c *core) renew(cmd *command) result {
 	if !ok {
 		return result{err: ErrInvalid}
 	}
+	c.cut.namedChanges(n)
 	n.timeout, n.expiry = cmd.req.Timeout, c.expiry(left)
 	c.names.fixLease(n)
 	c.emitNamed(EventRenewed, n)
@@ -392,6 +408,7 @@ func (c *core) setTimes(cmd *command) error {
 	if cmd.max > 0 && left > cmd.max {
 		return ErrInvalid
 	}
+	c.cut.namedChanges(n)
 	if cmd.op == opSetSpan {
 		// What was asked for just now: to the second, as the caller counts.
 		n.timeout = time.Duration(max(1, -floorSeconds(-left))) * time.Second
@@ -407,6 +424,7 @@ func (c *core) setHolder(cmd *command) error {
 	if n == nil {
 		return ErrNotHeld
 	}
+	c.cut.namedChanges(n)
 	c.quota.count(n.who.UID, -1)
 	n.who.UID, n.who.GID = cmd.req.Who.UID, cmd.req.Who.GID
 	c.quota.count(n.who.UID, 1)
@@ -419,6 +437,7 @@ func (c *core) setNote(name string, token uint64, note string) error {
 	if n == nil {
 		return ErrNotHeld
 	}
+	c.cut.namedChanges(n)
 	n.ext().note = note
 	c.changes++
 	return nil
@@ -432,6 +451,7 @@ func (c *core) addWatch(name string, token uint64, id WatchID) error {
 	if id <= c.lastWatch {
 		return ErrInvalid
 	}
+	c.cut.namedChanges(n)
 	c.watchNamed(n, id)
 	c.lastWatch = id
 	c.changes++
@@ -449,6 +469,7 @@ func (c *core) dropWatch(id WatchID) bool {
 	if w == nil {
 		return false
 	}
+	c.cut.namedChanges(w.named)
 	w.named.more.watches.remove(w)
 	delete(c.watches, id)
 	c.changes++

@@ -16,6 +16,8 @@ type owner struct {
 
 	seen uint64 // number of the last search that came here
 	from *owner // who waits for it, in that search; nil: the newcomer
+
+	copied uint64 // number of the last cut that has its facts
 }
 
 // stuck: it holds and waits.
@@ -29,6 +31,7 @@ func (o *owner) isProcess() bool { return o.kind == KindProcess || o.kind == Kin
 // learn takes from a request what it tells of its owner: its kind, or that it
 // asks through two handles, which only a process can (a description is one).
 func (c *core) learn(o *owner, req *Request) {
+	c.cut.ownerChanges(o)
 	was := ownerFacts{o.kind, o.told, o.handle}
 	switch {
 	case req.Kind != KindUnknown:
@@ -53,6 +56,7 @@ type ownerFacts struct {
 
 func (c *core) learnProcess(o *owner) {
 	if !o.told && o.kind != KindProcess {
+		c.cut.ownerChanges(o)
 		o.kind = KindProcess
 		c.changes++
 	}
@@ -82,7 +86,7 @@ func (c *core) freeOwner(o *owner) {
 		return
 	}
 	parked := o.parked
-	*o = owner{key: o.key, class: o.class, parked: true}
+	*o = owner{key: o.key, class: o.class, parked: true, copied: o.copied}
 	if parked {
 		return
 	}
@@ -99,6 +103,7 @@ func (c *core) freeOwner(o *owner) {
 func (c *core) classified(kinds []ownerKind) {
 	for _, k := range kinds {
 		o := c.owners[Record][k.owner]
+		c.cut.ownerChanges(o)
 		switch {
 		case o == nil || o.idle() || o.told:
 		case k.kind == KindUnknown:

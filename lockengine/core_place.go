@@ -15,6 +15,7 @@ type placeKey struct {
 type place struct {
 	key    placeKey
 	id     WaiterID
+	born   uint64 // grows from one to the next
 	since  Instant
 	due    int64 // Boot
 	owner  *owner
@@ -72,6 +73,8 @@ func (c *core) addPlace(p *place) {
 	if p.handle != nil {
 		p.handle.places.push(p)
 	}
+	c.births++
+	p.born = c.births
 	c.places.queue.push(p)
 	head := c.places.byKey[p.key]
 	c.places.byKey[p.key] = chainPlace(head, p)
@@ -105,6 +108,7 @@ func dropPlace(head, p *place) *place {
 }
 
 func (c *core) forgetPlace(p *place) {
+	c.cut.placeGoes(p)
 	if head := dropPlace(c.places.byKey[p.key], p); head == nil {
 		delete(c.places.byKey, p.key)
 	} else {

@@ -10,6 +10,7 @@ type resource struct {
 	shared   segTree
 	holdings treap[holding, holdingsByOwner]
 	groups   groupTree
+	n        int // segments and waiters
 }
 
 // holding is the segments of one owner on one resource: disjoint, and none
@@ -160,16 +161,16 @@ func (c *core) clear(h *holding, rng Range, mode Mode) Range {
 			if s.mode == Exclusive {
 				c.shrinks(h.res, s.common(rng))
 			}
-			c.cut(s, rng)
+			c.carve(s, rng)
 		}
 		s = next
 	}
 	return merged
 }
 
-// cut takes rng out of a segment that it overlaps; what lies before and after
+// carve takes rng out of a segment that it overlaps; what lies before and after
 // stays. The piece after comes first, as it keeps handle and party in use.
-func (c *core) cut(s *seg, rng Range) {
+func (c *core) carve(s *seg, rng Range) {
 	if s.End > rng.End {
 		c.addPiece(s, Range{rng.End, s.End})
 	}
@@ -177,6 +178,7 @@ func (c *core) cut(s *seg, rng Range) {
 		c.removeSeg(s)
 		return
 	}
+	c.cut.segChanges(s)
 	t := s.by.res.tree(s.mode)
 	t.remove(s)
 	s.End = rng.Start
@@ -191,6 +193,10 @@ func (c *core) addPiece(of *seg, rng Range) {
 
 func (c *core) addSeg(s *seg) {
 	h := s.by
+	c.births++
+	s.born = c.births
+	c.segs.push(s)
+	h.res.n++
 	h.res.tree(s.mode).insert(s, c.prio())
 	h.segs.insert(s, c.prio())
 	if s.handle != nil {
@@ -206,6 +212,9 @@ func (c *core) addSeg(s *seg) {
 // may be empty: see freeHolding.
 func (c *core) removeSeg(s *seg) {
 	h := s.by
+	c.cut.segGoes(s)
+	c.segs.remove(s)
+	h.res.n--
 	h.res.tree(s.mode).remove(s)
 	h.segs.remove(s)
 	if s.handle != nil {
@@ -244,7 +253,7 @@ func (c *core) giveBack(s *seg, rng Range) {
 	e.Held = since(s.since, c.now)
 	c.stats.Released[r.class]++
 	c.shrinks(r, gone)
-	c.cut(s, rng)
+	c.carve(s, rng)
 }
 
 // giveBackAll releases what rng covers of all the owner holds here.
@@ -324,6 +333,7 @@ func (c *core) dropHandle(id uint64) {
 func (c *core) dropSeg(s *seg) {
 	h, id := s.by, s.handle.id
 	if h.owner.handle == id {
+		c.cut.ownerChanges(h.owner)
 		h.owner.handle = 0
 	}
 	c.giveBack(s, s.Range)

@@ -112,15 +112,12 @@ func (d *stateDecoder) makeRoom(names, record, flock uint64) {
 
 func (d *stateDecoder) endedName() {
 	name, at := d.str(), d.int()
-	known, start := d.bool(), d.int()
+	_, start := d.bool(), d.int() // of an older version: false if the name ended again
 	t := &d.core.names
 	if n := len(t.endedFIFO); !d.check(n == 0 || t.endedFIFO[n-1].at <= at) {
 		return
 	}
-	t.endedFIFO = append(t.endedFIFO, endedName{name, at})
-	if known {
-		t.ended[name] = ended{start, at}
-	}
+	t.remember(endedName{name, at, start})
 }
 
 func (d *stateDecoder) named() {

@@ -38,7 +38,7 @@ func (c *core) rebase(now Instant) {
 	for _, n := range c.names.byName {
 		n.since = n.since.rebased(now)
 	}
-	for s := range c.segs {
+	for s := range c.segs.all {
 		s.since = s.since.rebased(now)
 	}
 	for w := range c.line.all {
@@ -78,21 +78,6 @@ func (c *core) forgetClients() {
 		default:
 			n.key = 0
 			c.dropNameHandle(n)
-		}
-	}
-}
-
-// segs yields all segments in no order.
-func (c *core) segs(yield func(*seg) bool) {
-	for _, class := range []Class{Record, Flock} {
-		for _, r := range c.resources[class] {
-			for h := range r.holdings.all {
-				for s := range h.segs.all {
-					if !yield(s) {
-						return
-					}
-				}
-			}
 		}
 	}
 }

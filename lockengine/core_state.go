@@ -1,14 +1,15 @@
 package lockengine
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 )
 
 // The whole state is a sequence of entries: a head, what there is of each
 // kind, and an end. They come in chunks; an entry is in one chunk. Lists are
-// written in their order, trees and maps in that of their keys, so that equal
-// states have equal bytes; the shapes of trees are not part of the state.
+// written in their order, so that equal states have equal bytes; the shapes of
+// trees are not part of the state.
 
 // tag begins an entry.
 type tag uint8
@@ -42,37 +43,51 @@ const (
 // stateEncoder cuts what is encoded into chunks.
 type stateEncoder struct {
 	encoder
-	add   func(chunk []byte) // keeps it
-	entry int                // where the last entry begins
-	texts map[string]uint64  // from 1, by text, of those that may come often
+	add   func(chunk []byte) error // can keep it
+	err   error                    // the first one of add
+	entry int                      // where the last entry begins
+	texts map[string]uint64        // from 1, by text, of those that may come often
 }
 
-// encode gives the whole state, and the reserved token that goes with it, to
-// add in chunks that it can keep.
-func (c *core) encode(reserved uint64, add func(chunk []byte)) {
-	e := stateEncoder{add: add, texts: map[string]uint64{}}
+func newStateEncoder(add func(chunk []byte) error) *stateEncoder {
+	e := &stateEncoder{add: add, texts: map[string]uint64{}}
 	e.buf = append(e.buf, format, chunkFirst)
-	e.head(c, reserved)
-	e.ended(&c.names)
-	for _, entry := range c.names.byToken.entries {
-		if entry.named != nil {
-			e.named(entry.named)
-		}
+	return e
+}
+
+// copies writes what a cut copied. All that it copies comes between its head
+// and what is told of its owners.
+func (e *stateEncoder) copies(some *copies) {
+	for _, end := range some.ended {
+		e.ended(end)
 	}
-	for s := range c.segsByHandle {
-		e.seg(s)
+	for i := range some.named {
+		e.named(&some.named[i])
 	}
-	for w := range c.line.all {
-		e.waiter(w)
+	for i := range some.segs {
+		e.seg(&some.segs[i])
 	}
-	for p := range c.places.queue.all {
-		e.place(p)
+	for i := range some.waits {
+		e.waiter(&some.waits[i])
 	}
-	for _, o := range c.ownersInOrder() {
-		e.ownerFacts(o)
+	for i := range some.places {
+		e.place(&some.places[i])
 	}
-	e.events(&c.log)
-	e.end(c)
+}
+
+// rest writes what comes when all else of a cut is written, and the last chunk.
+func (e *stateEncoder) rest(k *cut) {
+	for _, key := range slices.SortedFunc(maps.Keys(k.owners), compareOwnerKeys) {
+		e.ownerFacts(key, k.owners[key])
+	}
+	for i := range k.events {
+		e.event(&k.events[i])
+	}
+	e.end(&k.head)
+}
+
+func compareOwnerKeys(a, b ownerKey) int {
+	return cmp.Or(cmp.Compare(a.class, b.class), compareOwners(a.owner, b.owner))
 }
 
 // begin begins an entry.
@@ -89,8 +104,15 @@ func (e *stateEncoder) cut() {
 	}
 	next := append(make([]byte, 0, chunkMax), format, 0)
 	next = append(next, e.buf[e.entry:]...)
-	e.add(e.buf[:e.entry:e.entry])
+	e.give(e.buf[:e.entry:e.entry])
 	e.buf, e.entry = next, chunkHead
+}
+
+// give gives a chunk away, unless one before it was not taken.
+func (e *stateEncoder) give(chunk []byte) {
+	if e.err == nil {
+		e.err = e.add(chunk)
+	}
 }
 
 // text writes the number of a text that may come often, and before that, once,
@@ -106,111 +128,76 @@ func (e *stateEncoder) text(s string) uint64 {
 	return n
 }
 
-func (e *stateEncoder) head(c *core, reserved uint64) {
+func (e *stateEncoder) head(h *stateHead) {
 	e.begin(tagHead)
-	e.instant(c.now)
-	e.int(c.known)
-	e.str(c.boot)
-	e.num(c.names.last)
-	e.num(reserved)
-	e.num(uint64(c.nextWaiter))
-	e.num(uint64(c.lastWatch))
-	e.num(c.log.last)
-	for _, held := range c.stats.Held[Named:] {
+	e.instant(h.now)
+	e.int(h.known)
+	e.str(h.boot)
+	e.num(h.token)
+	e.num(h.reserved)
+	e.num(uint64(h.nextWaiter))
+	e.num(uint64(h.lastWatch))
+	e.num(h.event)
+	for _, held := range h.stats.Held[Named:] {
 		e.num(uint64(held))
 	}
 }
 
-func (e *stateEncoder) ended(t *namedTable) {
-	for _, end := range t.endedFIFO {
-		e.begin(tagEnded)
-		e.str(end.name)
-		e.int(end.at)
-		last, known := t.ended[end.name]
-		e.bool(known && last.at == end.at)
-		e.int(last.start)
-	}
+func (e *stateEncoder) ended(end endedName) {
+	e.begin(tagEnded)
+	e.str(end.name)
+	e.int(end.at)
+	e.bool(true)
+	e.int(end.start)
 }
 
-func (e *stateEncoder) named(n *named) {
+func (e *stateEncoder) named(n *namedCopy) {
 	e.begin(tagNamed)
-	e.str(n.name)
-	e.str(n.meta)
-	e.owner(n.owner)
-	e.who(n.who)
-	e.byte(byte(n.kind))
-	e.num(n.token)
+	e.str(n.Name)
+	e.str(n.Meta)
+	e.owner(n.Owner)
+	e.who(n.Who)
+	e.byte(byte(n.Kind))
+	e.num(n.Token)
 	e.num(n.key)
-	e.instant(n.since)
-	e.instant(n.expiry)
-	e.int(int64(n.timeout))
-	e.int(n.start)
-	m := n.more
-	plain := m == nil || m.note == "" && m.prevStart == 0 && m.handle == nil && m.watches.empty()
+	e.instant(n.Since)
+	e.instant(n.Expiry)
+	e.int(int64(n.Timeout))
+	e.int(n.Start)
+	plain := n.Note == "" && n.PrevStart == 0 && n.Handle == 0 && len(n.watches) == 0
 	e.bool(plain)
 	if plain {
 		return
 	}
-	e.str(m.note)
-	e.int(m.prevStart)
-	e.handle(m.handle)
-	for w := range m.watches.all {
-		e.num(uint64(w.id))
+	e.str(n.Note)
+	e.int(n.PrevStart)
+	e.num(n.Handle)
+	for _, id := range n.watches {
+		e.num(uint64(id))
 	}
 	e.num(0)
 }
 
-func (e *stateEncoder) handle(h *handle) {
-	if h == nil {
-		e.num(0)
-		return
-	}
-	e.num(h.id)
-}
-
-func (e *stateEncoder) seg(s *seg) {
-	name := e.text(s.by.res.name)
+func (e *stateEncoder) seg(s *Lock) {
+	name := e.text(s.Name)
 	e.begin(tagSeg)
-	e.kinds(s.by.res.class, s.mode, 0)
+	e.kinds(s.Class, s.Mode, 0)
 	e.num(name)
-	e.owner(s.by.owner.key)
+	e.owner(s.Owner)
 	e.rng(s.Range)
-	e.handle(s.handle)
-	e.who(s.who)
-	e.instant(s.since)
+	e.num(s.Handle)
+	e.who(s.Who)
+	e.instant(s.Since)
 }
 
-// segsByHandle yields all segments: by handle, in the order in which they came
-// through it, then those that came through none, by name, owner and start.
-func (c *core) segsByHandle(yield func(*seg) bool) {
-	for _, id := range slices.Sorted(maps.Keys(c.handles)) {
-		for s := range c.handles[id].segs.all {
-			if !yield(s) {
-				return
-			}
-		}
-	}
-	for _, class := range []Class{Record, Flock} {
-		for _, name := range slices.Sorted(maps.Keys(c.resources[class])) {
-			for h := range c.resources[class][name].holdings.all {
-				for s := range h.segs.all {
-					if s.handle == nil && !yield(s) {
-						return
-					}
-				}
-			}
-		}
-	}
-}
-
-func (e *stateEncoder) waiter(w *waiter) {
+func (e *stateEncoder) waiter(w *waitCopy) {
 	e.begin(tagWaiter)
 	e.num(uint64(w.id))
 	e.instant(w.since)
 	e.request(&w.req)
 }
 
-func (e *stateEncoder) place(p *place) {
+func (e *stateEncoder) place(p *placeCopy) {
 	e.begin(tagPlace)
 	e.num(uint64(p.id))
 	e.instant(p.since)
@@ -220,40 +207,16 @@ func (e *stateEncoder) place(p *place) {
 	e.owner(p.key.owner)
 	e.rng(p.key.rng)
 	e.num(p.key.handle)
-	e.handle(p.handle)
+	e.num(p.handle)
 }
 
-func (e *stateEncoder) ownerFacts(o *owner) {
+func (e *stateEncoder) ownerFacts(key ownerKey, o ownerCopy) {
 	e.begin(tagOwner)
-	e.kinds(o.class, 0, o.kind)
-	e.owner(o.key)
+	e.kinds(key.class, 0, o.kind)
+	e.owner(key.owner)
 	e.bool(o.told)
 	e.bool(o.assumed)
 	e.num(o.handle)
-}
-
-// ownersInOrder returns the owners that are not idle.
-func (c *core) ownersInOrder() (out []*owner) {
-	for _, class := range []Class{Record, Flock} {
-		from := len(out)
-		for _, o := range c.owners[class] {
-			if !o.idle() {
-				out = append(out, o)
-			}
-		}
-		slices.SortFunc(out[from:], func(a, b *owner) int { return compareOwners(a.key, b.key) })
-	}
-	return out
-}
-
-func (e *stateEncoder) events(l *eventLog) {
-	from := l.oldest()
-	if l.last > eventsKept {
-		from = max(from, l.last-eventsKept+1)
-	}
-	for seq := from; seq <= l.last; seq++ {
-		e.event(l.at(seq))
-	}
 }
 
 func (e *stateEncoder) event(v *Event) {
@@ -275,15 +238,15 @@ func (e *stateEncoder) event(v *Event) {
 
 // end writes what the entries before it change when they are read, and the
 // last chunk.
-func (e *stateEncoder) end(c *core) {
+func (e *stateEncoder) end(h *stateHead) {
 	e.begin(tagEnd)
-	e.word(c.rand)
-	for _, n := range c.stats.counters() {
+	e.word(h.rand)
+	for _, n := range h.stats.counters() {
 		e.num(*n)
 	}
 	e.cut()
 	e.buf[1] |= chunkLast
-	e.add(e.buf)
+	e.give(e.buf)
 }
 
 // counters are those that are not told by the rest of the state.

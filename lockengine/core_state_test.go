@@ -182,7 +182,21 @@ func (s *script) restored() *core {
 
 // stateOf is the bytes of the state.
 func stateOf(c *core) (chunks [][]byte) {
-	c.encode(0, func(chunk []byte) { chunks = append(chunks, chunk) })
+	k := c.startCut(true)
+	k.rest()
+	return encoded(k, k.ready)
+}
+
+func encoded(k *cut, all ...copies) (chunks [][]byte) {
+	e := newStateEncoder(func(chunk []byte) error {
+		chunks = append(chunks, chunk)
+		return nil
+	})
+	e.head(&k.head)
+	for i := range all {
+		e.copies(&all[i])
+	}
+	e.rest(k)
 	return chunks
 }
 

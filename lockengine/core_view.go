@@ -139,6 +139,28 @@ func (g *group) appendTo(out []Waiting) []Waiting {
 	return out
 }
 
+// waitersOn is how many wait for the name.
+func (c *core) waitersOn(class Class, name string) int {
+	if class != Named {
+		return c.locksOn(name)
+	}
+	if n := c.names.byName[name]; n != nil && n.more != nil && n.more.queue != nil {
+		return n.more.queue.n
+	}
+	return 0
+}
+
+// locksOn is how many locks and waiters of the classes Record and Flock there
+// are on the name.
+func (c *core) locksOn(name string) (n int) {
+	for _, class := range []Class{Record, Flock} {
+		if r := c.resources[class][name]; r != nil {
+			n += r.n
+		}
+	}
+	return n
+}
+
 // appendWaiting appends who waits here, in order of arrival.
 func (r *resource) appendWaiting(out []Waiting) []Waiting {
 	from := len(out)
@@ -209,61 +231,6 @@ func (c *core) resourceNames() []string {
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
-}
-
-// snapshot copies everything, with who is blocked by what.
-func (c *core) snapshot() Snapshot {
-	s := Snapshot{Now: c.now}
-	n := 0
-	for _, held := range c.stats.Held {
-		n += held
-	}
-	if n > 0 {
-		s.Locks = make([]Lock, 0, n)
-	}
-	// Nobody else is served meanwhile: no index is made that no waiter needs.
-	byName, named := map[string]int{}, c.stats.Waiting[Named] > 0
-	for _, e := range c.names.byToken.entries {
-		if e.named != nil {
-			if named {
-				byName[e.named.name] = len(s.Locks)
-			}
-			s.Locks = append(s.Locks, e.named.lock())
-		}
-	}
-	bySeg, others := map[*seg]int{}, c.stats.Waiting[Record]+c.stats.Waiting[Flock] > 0
-	for _, seg := range c.segsInOrder() {
-		if others {
-			bySeg[seg] = len(s.Locks)
-		}
-		s.Locks = append(s.Locks, seg.lock())
-	}
-	for _, w := range c.waitersInOrder() {
-		out := w.waiting()
-		if w.req.Class == Named {
-			if n := c.blockerOf(&w.req); n != nil {
-				out.Blockers = []int{byName[n.name]}
-			}
-		} else {
-			out.Blockers = w.blockers(bySeg)
-		}
-		s.Waiting = append(s.Waiting, out)
-	}
-	return s
-}
-
-// maxBlockers bounds how many blockers are told of one waiter: many who wait
-// for many would need memory for each pair.
-const maxBlockers = 256
-
-func (w *waiter) blockers(index map[*seg]int) (out []int) {
-	own := func(o *owner) bool { return o == w.owner }
-	w.group.res.conflicts(w.req.Range, w.req.Mode, own, func(s *seg) bool {
-		out = append(out, index[s])
-		return len(out) < maxBlockers
-	})
-	slices.Sort(out)
-	return out
 }
 
 // segsInOrder returns all segments by name, start and owner.

@@ -8,6 +8,7 @@ import (
 // waiter is a request that waits.
 type waiter struct {
 	id    WaiterID
+	born  uint64 // grows from one to the next
 	req   Request
 	since Instant
 	group *group
@@ -195,13 +196,17 @@ func (c *core) enqueue(req *Request) *waiter {
 
 func (c *core) link(w *waiter) {
 	c.waiters[w.id] = w
+	c.births++
+	w.born = c.births
 	c.line.push(w)
 	c.quota.count(w.req.Who.UID, 1)
 	if w.req.Class == Named {
 		w.group = c.queueOf(c.entry(w.req.Name))
 		c.guard(w)
 	} else {
-		w.group = c.groupOf(c.resources[w.req.Class][w.req.Name], w.req.Range, w.req.Mode)
+		r := c.resources[w.req.Class][w.req.Name]
+		r.n++
+		w.group = c.groupOf(r, w.req.Range, w.req.Mode)
 		w.owner = c.ownerOf(&w.req)
 		w.group.owners.insert(w, c.prio())
 		c.ownerWaits(w, (*list[waiter, waitsOfOwner]).push)
@@ -219,6 +224,7 @@ func (c *core) link(w *waiter) {
 // unlink takes a waiter out of everything.
 func (c *core) unlink(w *waiter) {
 	delete(c.waiters, w.id)
+	c.cut.waiterGoes(w)
 	c.line.remove(w)
 	c.quota.count(w.req.Who.UID, -1)
 	c.stats.Waiting[w.req.Class]--
@@ -226,6 +232,7 @@ func (c *core) unlink(w *waiter) {
 	w.group.n--
 	c.dropGuard(w)
 	if w.owner != nil {
+		w.group.res.n--
 		w.group.owners.remove(w)
 		c.ownerWaits(w, (*list[waiter, waitsOfOwner]).remove)
 		c.freeOwner(w.owner)

@@ -80,7 +80,7 @@ func (m *memLog) sync(err error) int {
 // checkpoint puts the state in the place of the records before.
 func (m *memLog) checkpoint(l *lockengine.Local) {
 	at := 0
-	chunks, _ := l.Checkpoint(func() { m.set(func() { at = len(m.records) }) })
+	chunks, _ := checkpoint(l, func() { m.set(func() { at = len(m.records) }) })
 	var records []memRecord
 	for _, chunk := range chunks {
 		records = append(records, memRecord{2, chunk})

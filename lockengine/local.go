@@ -13,6 +13,8 @@ type Local struct {
 	boot       string
 	syncGrants bool
 
+	copying sync.Mutex // held while a copy of the state is made; taken before mu
+
 	mu      sync.Mutex
 	core    *core                           // GUARDED_BY(mu)
 	waiting map[WaiterID]func(Grant, error) // GUARDED_BY(mu)

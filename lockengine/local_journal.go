@@ -138,22 +138,3 @@ func (c *core) reserve() int {
 	}
 	return min(reserveMin+reserveEach*n, reserveMax)
 }
-
-// Checkpoint returns the whole state, as of the moment at which it calls
-// switchLog, in pieces: each is for one record of kind 2, in this order. The
-// first and the last are marked as such, and reading them all replaces what was
-// read before. switchLog must make that what is recorded from now on comes
-// after them; it must be quick and must not call the engine.
-//
-// It fails, before it calls switchLog, if something is not recorded yet for want
-// of room: the log so far would be needed without it if the snapshot failed.
-func (l *Local) Checkpoint(switchLog func()) (chunks [][]byte, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err := l.record.settle(); err != nil {
-		return nil, err
-	}
-	switchLog()
-	l.core.encode(l.tokens.reserved, func(chunk []byte) { chunks = append(chunks, chunk) })
-	return chunks, nil
-}

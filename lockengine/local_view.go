@@ -18,34 +18,9 @@ func (l *Local) Get(name string) (lock Lock, found bool) {
 	return lock, found
 }
 
-// Waiters implements [Engine].
-func (l *Local) Waiters(class Class, name string) (waiting []Waiting) {
-	l.look(func(c *core) { waiting = c.waitersOf(class, name) })
-	return waiting
-}
-
 // List implements [Engine].
 func (l *Local) List(after uint64, max int) (names []NameToken) {
 	l.look(func(c *core) { names = c.names.byToken.list(after, max) })
-	return names
-}
-
-// Snapshot implements [Engine].
-func (l *Local) Snapshot() (s Snapshot) {
-	l.look(func(c *core) { s = c.snapshot() })
-	return s
-}
-
-// Locks implements [Engine]. Locks are by start, then owner; waiters in order
-// of arrival.
-func (l *Local) Locks(name string) (locks []Lock, waiting []Waiting) {
-	l.look(func(c *core) { locks, waiting = c.locksOf(name) })
-	return locks, waiting
-}
-
-// Names implements [Engine]. They are sorted.
-func (l *Local) Names() (names []string) {
-	l.look(func(c *core) { names = c.resourceNames() })
 	return names
 }
 

@@ -446,6 +446,15 @@ func tokensAreReservedFirst(t *testing.T) {
 	require.False(t, held)
 }
 
+// checkpoint is the chunks of a checkpoint.
+func checkpoint(l *lockengine.Local, switchLog func()) (chunks [][]byte, err error) {
+	err = l.Checkpoint(switchLog, func(chunk []byte) error {
+		chunks = append(chunks, chunk)
+		return nil
+	})
+	return chunks, err
+}
+
 // A checkpoint is the state at its moment: what the log had before is not
 // needed.
 func TestCheckpoint(t *testing.T) {
@@ -453,7 +462,7 @@ func TestCheckpoint(t *testing.T) {
 	l := start(t, clock, m, lockengine.Resumption{})
 	fill(t, l)
 	var next *memLog
-	chunks, _ := l.Checkpoint(func() {
+	chunks, _ := checkpoint(l, func() {
 		m.set(func() { m.records = nil })
 	})
 	clock.Pass(time.Second)
@@ -515,7 +524,7 @@ func TestNoSpace(t *testing.T) {
 	require.NoError(t, l.Release("timed", 0, lockengine.Released))
 	require.Equal(t, 2, l.Stats().Unrecorded)
 	require.ErrorIs(t, l.Room(), lockengine.ErrNoSpace)
-	_, err = l.Checkpoint(func() { require.Fail(t, "what is owed would be missing in the log") })
+	_, err = checkpoint(l, func() { require.Fail(t, "what is owed would be missing in the log") })
 	require.ErrorIs(t, err, errFull)
 	m.set(func() { m.full = false })
 	_, err = l.Try(named("new", 1, 0))

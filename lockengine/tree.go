@@ -18,6 +18,9 @@ type seg struct {
 	tree links[seg] // in resource.excl or resource.shared
 	mine links[seg] // in holding.segs
 	hook hook[seg]  // in handle.segs
+
+	born   uint64    // grows from one to the next
+	ofCore hook[seg] // in core.segs
 }
 
 // several stands for two or more owners where one is told.
@@ -156,6 +159,10 @@ type segsOfOne struct{}
 func (segsOfOne) links(s *seg) *links[seg] { return &s.mine }
 func (segsOfOne) less(a, b *seg) bool      { return a.Start < b.Start }
 func (segsOfOne) update(*seg)              {}
+
+type segsOfCore struct{}
+
+func (segsOfCore) hook(s *seg) *hook[seg] { return &s.ofCore }
 
 type segsOfHandle struct{}
 

@@ -1,0 +1,138 @@
+package lockengine
+
+import (
+	"cmp"
+	"slices"
+)
+
+// snapshotBuilder makes a Snapshot of a cut. It looks at nothing else, so that
+// it needs no mutex.
+type snapshotBuilder struct {
+	cut   *cut
+	out   Snapshot
+	named int // how many of out.Locks are Named
+	waits []waitCopy
+}
+
+// add takes copies of what is wanted. The Named ones come first.
+func (b *snapshotBuilder) add(part *copies, wanted func(Class, string) bool) {
+	for i := range part.named {
+		if l := &part.named[i].Lock; wanted(Named, l.Name) {
+			b.out.Locks = append(b.out.Locks, *l)
+			b.named++
+		}
+	}
+	for i := range part.segs {
+		if l := &part.segs[i]; wanted(l.Class, l.Name) {
+			b.out.Locks = append(b.out.Locks, *l)
+		}
+	}
+	for i := range part.waits {
+		if req := &part.waits[i].req; wanted(req.Class, req.Name) {
+			b.waits = append(b.waits, part.waits[i])
+		}
+	}
+}
+
+// snapshot is what was added, in order, with who is blocked by what.
+func (b *snapshotBuilder) snapshot() Snapshot {
+	b.out.Now = b.cut.head.now
+	others := b.out.Locks[b.named:]
+	for i := range others {
+		l := &others[i]
+		l.Kind = b.cut.owners[ownerKey{l.Class, l.Owner}].kind
+	}
+	slices.SortFunc(others, func(x, y Lock) int {
+		return cmp.Or(cmp.Compare(x.Name, y.Name), cmp.Compare(x.Range.Start, y.Range.Start),
+			compareOwners(x.Owner, y.Owner), cmp.Compare(x.Class, y.Class))
+	})
+	slices.SortFunc(b.waits, func(x, y waitCopy) int { return cmp.Compare(x.id, y.id) })
+	b.waiting()
+	return b.out
+}
+
+func (b *snapshotBuilder) waiting() {
+	if len(b.waits) == 0 {
+		return
+	}
+	x := b.index()
+	b.out.Waiting = make([]Waiting, len(b.waits))
+	for i := range b.waits {
+		w := &waiter{id: b.waits[i].id, since: b.waits[i].since, req: b.waits[i].req}
+		b.out.Waiting[i] = w.waiting()
+		if o, known := b.cut.owners[ownerKey{w.req.Class, w.req.Owner}]; known {
+			b.out.Waiting[i].Kind = o.kind
+		}
+		b.out.Waiting[i].Blockers = x.blockers(&w.req)
+	}
+}
+
+// blockerIndex finds the locks that keep a request waiting.
+type blockerIndex struct {
+	named map[string]int // locks, by name; -1: not held
+	held  []Lock
+	core  *core        // of those locks that others wait for
+	segs  map[*seg]int // locks, by their segment there
+}
+
+func (b *snapshotBuilder) index() blockerIndex {
+	x := blockerIndex{named: map[string]int{}, held: b.out.Locks, core: newCore(1), segs: map[*seg]int{}}
+	for i := range b.waits {
+		if req := &b.waits[i].req; req.Class == Named {
+			x.named[req.Name], x.named[req.Guard] = -1, -1
+		} else {
+			x.core.resourceOf(req.Class, req.Name)
+		}
+	}
+	for i := range x.held {
+		x.add(i)
+	}
+	return x
+}
+
+// add adds a lock, if anybody waits for its name.
+func (x *blockerIndex) add(i int) {
+	l := &x.held[i]
+	if l.Class == Named {
+		if _, waited := x.named[l.Name]; waited {
+			x.named[l.Name] = i
+		}
+		return
+	}
+	r := x.core.resource(l.Class, l.Name)
+	if r == nil {
+		return
+	}
+	s := &seg{Range: l.Range, mode: l.Mode, by: x.core.holding(r, x.core.ownerNamed(l.Class, l.Owner))}
+	x.core.addSeg(s)
+	x.segs[s] = i
+}
+
+// maxBlockers bounds how many blockers are told of one waiter: many who wait
+// for many would need memory for each pair.
+const maxBlockers = 256
+
+func (x *blockerIndex) blockers(req *Request) (out []int) {
+	if req.Class == Named {
+		return x.blockerOf(req)
+	}
+	own := func(o *owner) bool { return o.key == req.Owner }
+	x.core.resource(req.Class, req.Name).conflicts(req.Range, req.Mode, own, func(s *seg) bool {
+		out = append(out, x.segs[s])
+		return len(out) < maxBlockers
+	})
+	slices.Sort(out)
+	return out
+}
+
+// blockerOf finds what core.blockerOf does.
+func (x *blockerIndex) blockerOf(req *Request) []int {
+	if i := x.named[req.Name]; i >= 0 {
+		x.held[i].Waiters++
+		return []int{i}
+	}
+	if i := x.named[req.Guard]; i >= 0 && req.Guard != "" && x.held[i].Owner != req.Owner {
+		return []int{i}
+	}
+	return nil
+}
