@@ -31,8 +31,10 @@ func (v *lockView) space() pidSpace { return v.s.host.space(v.to.tid) }
 
 // showsToken reports whether a user may see the token of a lock of holder.
 func (s *Server) showsToken(uid, holder uint32) bool {
-	return s.cfg.TokenMode != holderOnly || uid == 0 || uid == holder
+	return s.showsAllTokens(uid) || uid == holder
 }
+
+func (s *Server) showsAllTokens(uid uint32) bool { return s.cfg.TokenMode != holderOnly || uid == 0 }
 
 // holderOnly is the TokenMode with which only the holder, and root, see a token.
 const holderOnly = 0o400

@@ -101,6 +101,7 @@ type Server struct {
 	handles handles
 	parking parking
 	renders renders
+	events  followers
 	removed removals
 	notices *notices
 
@@ -126,6 +127,7 @@ func newServer(cfg Config, h host) (*Server, error) {
 		cfg.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
 	s := &Server{cfg: cfg, engine: cfg.Engine, host: h, dev: device{h.conn}, log: cfg.Log, started: cfg.Now(), notices: newNotices()}
+	s.events.s = s
 	filesConfig := files.Config{
 		Dir: cfg.Files, Passthrough: h.conn, AllowOther: cfg.AllowOther, Logger: cfg.Log,
 	}

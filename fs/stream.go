@@ -227,18 +227,17 @@ func (st *stream) close() {
 // newEventStream follows the events from its start on.
 func newEventStream(s *Server, _ node) *stream {
 	st := &stream{s: s}
-	var watch lockengine.WatchID
 	st.next = func(cursor uint64, size int) (string, uint64, bool) {
-		events, missed := s.engine.Events(cursor, max(1, min(256, size/typicalEvent)))
-		return s.eventLines(events, missed, reader{st.h.uid, st.space}), cursor + missed + uint64(len(events)), false
+		text, to := s.events.text(cursor, max(1, min(256, size/typicalEvent)), reader{st.h.uid, st.space})
+		return text, to, false
 	}
 	st.start = func() error {
 		st.at.cursor = s.engine.Stats().Events
 		return nil
 	}
 	st.resume = func() {}
-	st.arm = func(cursor uint64, wake func()) { watch = s.engine.OnEvents(cursor, wake) }
-	st.disarm = func() { s.engine.Unwatch(watch) }
+	st.arm = func(cursor uint64, _ func()) { s.events.wait(st, cursor) }
+	st.disarm = func() { s.events.forget(st) }
 	return st
 }
 
