@@ -38,6 +38,8 @@ type mount struct {
 	done   chan struct{} // closed when the process has been waited for
 	err    error         // its exit, once done is closed
 	minor  string        // of the mount's device: the name of its FUSE connection
+
+	watchdog *time.Timer // aborts the mount
 }
 
 // newMount mounts a fresh lockfs that ends, cleanly or with a failed test, when t does.
@@ -69,11 +71,11 @@ func mountAt(t testing.TB, binary, dir, state string, flags ...string) *mount {
 	live.add(m)
 	t.Cleanup(func() { live.remove(m) })
 	m.awaitServing()
-	watchdog := time.AfterFunc(hangLimit, func() {
+	m.watchdog = time.AfterFunc(hangLimit, func() {
 		m.t.Errorf("the mount was still in use after %v: aborted", hangLimit)
 		m.abort()
 	})
-	t.Cleanup(func() { watchdog.Stop() })
+	t.Cleanup(func() { m.watchdog.Stop() })
 	return m
 }
 

@@ -1,5 +1,7 @@
 package lockengine
 
+import "hash/maphash"
+
 // op says what a command does.
 type op uint8
 
@@ -121,7 +123,9 @@ type core struct {
 
 	log   eventLog
 	stats Stats
-	done  []completion // for the driver to take
+	metas texts
+	shrinking
+	done []completion // for the driver to take
 
 	lots struct {
 		resource lot[resource]
@@ -150,6 +154,7 @@ func newCore(eventLog int) *core {
 		waiters: map[WaiterID]*waiter{},
 		watches: map[WatchID]*watch{},
 		guarded: map[string]map[*named]int{},
+		metas:   texts{seed: maphash.MakeSeed()},
 	}
 	for _, class := range []Class{Record, Flock} {
 		c.resources[class] = map[string]*resource{}

@@ -167,6 +167,7 @@ func (t *namedTable) lastToken(now Instant) uint64 {
 // takeName grants the named lock, which is free.
 func (c *core) takeName(req *Request) Grant {
 	n := c.entry(req.Name)
+	req.Meta = c.metas.same(req.Meta)
 	n.owner, n.kind, n.who, n.meta = req.Owner, req.Kind, req.Who, req.Meta
 	n.token, n.since, n.start = c.names.nextToken(c.now), c.now, floorSeconds(c.now.Wall)
 	n.timeout, n.expiry, n.key = req.Timeout, c.expiry(req.Timeout), req.Key
@@ -212,7 +213,7 @@ func (c *core) freeEntry(n *named) {
 	if n.held() || n.more != nil && n.more.queue != nil {
 		return
 	}
-	delete(c.names.byName, n.name)
+	c.names.byName = without(&c.shrinking, mapNames, c.names.byName, n.name)
 	c.pools.named.put(n)
 }
 

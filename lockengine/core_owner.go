@@ -93,7 +93,8 @@ func (c *core) freeOwner(o *owner) {
 	if old := c.lots.owner.park(o); old != nil {
 		old.parked = false
 		if old.idle() {
-			delete(c.owners[old.class], old.key)
+			m := &c.owners[old.class]
+			*m = without(&c.shrinking, mapOwners+int(old.class), *m, old.key)
 			c.pools.owner.put(old)
 		}
 	}
@@ -153,7 +154,7 @@ func (c *core) freeHandle(h *handle) {
 	if old := c.lots.handle.park(h); old != nil {
 		old.parked = false
 		if old.idle() {
-			delete(c.handles, old.id)
+			c.handles = without(&c.shrinking, mapHandles, c.handles, old.id)
 			c.pools.handle.put(old)
 		}
 	}
@@ -207,7 +208,7 @@ func (c *core) freeParty(p *party) {
 	if old := c.lots.party.park(p); old != nil {
 		old.parked = false
 		if old.idle() {
-			delete(c.parties, old.pid)
+			c.parties = without(&c.shrinking, mapParties, c.parties, old.pid)
 			c.pools.party.put(old)
 		}
 	}

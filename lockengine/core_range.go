@@ -118,7 +118,8 @@ func (c *core) freeResource(r *resource) {
 			if c.lastFound == old {
 				c.lastFound = nil
 			}
-			delete(c.resources[old.class], old.name)
+			m := &c.resources[old.class]
+			*m = without(&c.shrinking, mapResources+int(old.class), *m, old.name)
 			c.pools.resource.put(old)
 		}
 	}

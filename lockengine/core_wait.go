@@ -223,7 +223,7 @@ func (c *core) link(w *waiter) {
 
 // unlink takes a waiter out of everything.
 func (c *core) unlink(w *waiter) {
-	delete(c.waiters, w.id)
+	c.waiters = without(&c.shrinking, mapWaiters, c.waiters, w.id)
 	c.cut.waiterGoes(w)
 	c.line.remove(w)
 	c.quota.count(w.req.Who.UID, -1)

@@ -1,6 +1,9 @@
 package lockengine
 
-import "sync"
+import (
+	"runtime/debug"
+	"sync"
+)
 
 // Local is the engine within this process: the core under one mutex, with a
 // clock, callbacks, and readers of the event log. With a [Log] it can be
@@ -167,6 +170,10 @@ func (l *Local) tick() {
 // calls back, in the order in which the core completed.
 func (l *Local) settle(earlier ...func()) {
 	l.setAlarm()
+	if l.core.gave {
+		l.core.gave = false
+		go debug.FreeOSMemory()
+	}
 	calls := append(earlier, l.calls()...)
 	l.mu.Unlock()
 	for _, call := range calls {

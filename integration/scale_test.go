@@ -1,0 +1,142 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// How many named locks are held at once. A million takes minutes, so only where
+// there is time: with LOCKFS_LONG set.
+const (
+	fewNames     = 10_000
+	millionNames = 1_000_000
+)
+
+// TestManyNames: a mount that holds many named locks serves as one that holds
+// none, lists them quickly, keeps them in little memory, and gives that back.
+// Meanwhile nobody waits for who looks at all of them, or for the journal.
+func TestManyNames(t *testing.T) {
+	n, limit := fewNames, 2*time.Minute
+	if os.Getenv("LOCKFS_LONG") != "" {
+		n, limit = millionNames, 20*time.Minute
+	}
+	binary, err := plainBinary()
+	require.NoError(t, err)
+	base := tempDir(t)
+	empty := mountAt(t, binary, filepath.Join(base, "empty"), filepath.Join(base, "state-empty"))
+	m := mountAt(t, binary, filepath.Join(base, "mnt"), filepath.Join(base, "state"))
+	empty.watchdog.Reset(limit)
+	m.watchdog.Reset(limit)
+	measureMkdir(t, m) // what the first ones need is no part of the count
+	before := anonymousKB(t, m.worker())
+
+	start := time.Now()
+	eachName(t, n, func(name string) error { return unix.Mkdir(m.path("tlock", name), 0o755) })
+	t.Logf("%d taken in %v", n, time.Since(start).Round(time.Millisecond))
+	require.Equal(t, strconv.Itoa(n), m.stats(t)["held_named"])
+
+	held := anonymousKB(t, m.worker())
+	perLock := float64(held-before) * 1024 / float64(n)
+	t.Logf("%d KB without, %d KB with them: %.0f bytes each", before, held, perLock)
+
+	start = time.Now()
+	listed := strings.Count(mustSh(t, "ls -f "+m.path("tlock")), "\n")
+	rate := float64(listed) / time.Since(start).Seconds()
+	t.Logf("listed at %.0f names a second", rate)
+	assert.GreaterOrEqual(t, listed, n)
+
+	var with, without []time.Duration
+	for range 9 {
+		with = append(with, measureMkdir(t, m))
+		without = append(without, measureMkdir(t, empty))
+	}
+	slices.Sort(with)
+	slices.Sort(without)
+	ratio := float64(with[4]) / float64(without[4])
+	t.Logf("mkdir and rmdir %v, on an empty mount %v: %.2f", with[4], without[4], ratio)
+
+	quiet, _ := worstMkdir(t, m, func() { time.Sleep(time.Second) })
+	looking, took := worstMkdir(t, m, func() { require.Contains(t, readFile(t, m.path("view/locks")), "tlock/") })
+	t.Logf("longest mkdir and rmdir: %v; while all are looked at, for %v: %v", quiet, took, looking)
+	t.Logf("journal: %s compactions", m.stats(t)["journal_compactions"])
+
+	start = time.Now()
+	eachName(t, n, func(name string) error { return unix.Rmdir(m.path("tlock", name)) })
+	t.Logf("released in %v", time.Since(start).Round(time.Millisecond))
+	const fixed = 16 << 10 // KB that grow once: buffers, the log of events, the heap's headroom
+	assert.LessOrEqual(t, held-before, fixed+n*500/1024, "KB for all of them")
+	assert.GreaterOrEqual(t, rate, 100_000.0, "names a second")
+	assert.LessOrEqual(t, ratio, 2.0, "mkdir and rmdir, to that on an empty mount")
+	assert.LessOrEqual(t, looking, quiet+took/2+50*time.Millisecond, "a mkdir waits for who looks at all")
+	eventually(t, 30*time.Second, "memory is given back", func() bool {
+		return anonymousKB(t, m.worker()) <= before+(held-before)/4+4096
+	})
+	t.Logf("%d KB when all are released", anonymousKB(t, m.worker()))
+}
+
+// eachName calls f for n names, by two at a time.
+func eachName(t *testing.T, n int, f func(name string) error) {
+	t.Helper()
+	var both sync.WaitGroup
+	errs := make([]error, 2)
+	for i := range errs {
+		both.Go(func() {
+			for at := i; at < n && errs[i] == nil; at += len(errs) {
+				errs[i] = f(fmt.Sprintf("lock-%07d", at))
+			}
+		})
+	}
+	both.Wait()
+	for _, err := range errs {
+		require.NoError(t, err)
+	}
+}
+
+// worstMkdir is the longest that a mkdir and its rmdir took while f ran, and how
+// long that was.
+func worstMkdir(t *testing.T, m *mount, f func()) (worst, took time.Duration) {
+	t.Helper()
+	done := make(chan time.Duration)
+	start := time.Now()
+	go func() {
+		f()
+		done <- time.Since(start)
+	}()
+	for path := m.path("tlock/measured"); ; {
+		begin := time.Now()
+		require.NoError(t, unix.Mkdir(path, 0o755))
+		require.NoError(t, unix.Rmdir(path))
+		worst = max(worst, time.Since(begin))
+		select {
+		case took := <-done:
+			return worst, took
+		default:
+		}
+	}
+}
+
+// anonymousKB is the memory of a process that is not of files, in KB
+// (proc_pid_status(5)).
+func anonymousKB(t *testing.T, pid int) int {
+	t.Helper()
+	for line := range strings.Lines(readFile(t, fmt.Sprintf("/proc/%d/status", pid))) {
+		if fields := strings.Fields(line); len(fields) == 3 && fields[0] == "RssAnon:" {
+			kb, err := strconv.Atoi(fields[1])
+			require.NoError(t, err)
+			return kb
+		}
+	}
+	t.Fatalf("process %d has no RssAnon", pid)
+	return 0
+}
