@@ -14,6 +14,9 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"lockfs/lockengine"
+	"lockfs/lockengine/journal"
 )
 
 // How many named locks are held at once. A million takes minutes, so only where
@@ -34,19 +37,17 @@ func TestManyNames(t *testing.T) {
 	binary, err := plainBinary()
 	require.NoError(t, err)
 	base := tempDir(t)
+	start := time.Now()
+	keepNames(t, filepath.Join(base, "state"), n)
+	t.Logf("%d kept in %v", n, time.Since(start).Round(time.Millisecond))
 	empty := mountAt(t, binary, filepath.Join(base, "empty"), filepath.Join(base, "state-empty"))
 	m := mountAt(t, binary, filepath.Join(base, "mnt"), filepath.Join(base, "state"))
 	empty.watchdog.Reset(limit)
 	m.watchdog.Reset(limit)
-	measureMkdir(t, m) // what the first ones need is no part of the count
-	before := anonymousKB(t, m.worker())
-
-	start := time.Now()
-	eachName(t, n, func(name string) error { return unix.Mkdir(m.path("tlock", name), 0o755) })
-	t.Logf("%d taken in %v", n, time.Since(start).Round(time.Millisecond))
+	measureMkdir(t, m)
+	measureMkdir(t, empty) // what the first ones need is no part of the count
 	require.Equal(t, strconv.Itoa(n), m.stats(t)["held_named"])
-
-	held := anonymousKB(t, m.worker())
+	before, held := anonymousKB(t, empty.worker()), anonymousKB(t, m.worker())
 	perLock := float64(held-before) * 1024 / float64(n)
 	t.Logf("%d KB without, %d KB with them: %.0f bytes each", before, held, perLock)
 
@@ -85,6 +86,32 @@ func TestManyNames(t *testing.T) {
 	t.Logf("%d KB when all are released", anonymousKB(t, m.worker()))
 }
 
+// keepNames makes the state of a mount that ended with n named locks held.
+func keepNames(t *testing.T, state string, n int) {
+	t.Helper()
+	kept, err := journal.Open(filepath.Join(state, "journal"), journal.Options{})
+	require.NoError(t, err)
+	_, err = kept.Replay(func(uint8, []byte) error { return nil })
+	require.NoError(t, err)
+	engine, err := lockengine.NewLocal(lockengine.Config{})
+	require.NoError(t, err)
+	for i := range n {
+		_, err := engine.Try(lockengine.Request{
+			Class: lockengine.Named, Name: lockName(i), Timeout: time.Hour, Who: lockengine.Who{PID: 1},
+			Meta: "kind mkdir\ncommand " + strings.Repeat("x", 150) + "\n",
+		})
+		require.NoError(t, err)
+	}
+	c, err := kept.Compact()
+	require.NoError(t, err)
+	require.NoError(t, engine.Checkpoint(c.Switch, func(chunk []byte) error { return c.Add(2, chunk) }))
+	require.NoError(t, c.Commit())
+	require.NoError(t, engine.Close())
+	require.NoError(t, kept.Close())
+}
+
+func lockName(i int) string { return fmt.Sprintf("lock-%07d", i) }
+
 // eachName calls f for n names, by two at a time.
 func eachName(t *testing.T, n int, f func(name string) error) {
 	t.Helper()
@@ -93,7 +120,7 @@ func eachName(t *testing.T, n int, f func(name string) error) {
 	for i := range errs {
 		both.Go(func() {
 			for at := i; at < n && errs[i] == nil; at += len(errs) {
-				errs[i] = f(fmt.Sprintf("lock-%07d", at))
+				errs[i] = f(lockName(at))
 			}
 		})
 	}

@@ -3,6 +3,9 @@ package lockengine
 import (
 	"fmt"
 	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -97,7 +100,7 @@ func runNamed(b *testing.B, l *Local) {
 
 // BenchmarkRangesHeld is a lock and an unlock among n ranges held by others.
 func BenchmarkRangesHeld(b *testing.B) {
-	for n := 10; n <= 100_000; n *= 10 {
+	for n := 10; n <= 1_000_000; n *= 10 {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			l := newBenchLocal(b)
 			for i := range n {
@@ -114,6 +117,115 @@ func BenchmarkRangesHeld(b *testing.B) {
 				}
 				l.Unlock(Record, req.Name, req.Owner, req.Range)
 			}
+		})
+	}
+}
+
+// BenchmarkFiles is a lock and an unlock of one file after the other, of n that
+// others hold a lock on.
+func BenchmarkFiles(b *testing.B) {
+	for n := 10; n <= 1_000_000; n *= 10 {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			l := newBenchLocal(b)
+			names := make([]string, n)
+			for i := range names {
+				names[i] = fmt.Sprint("file-", i)
+				req := benchRequest(uint64(i%100 + 1))
+				req.Name = names[i]
+				l.Try(req)
+			}
+			req := benchRequest(1000)
+			req.Range = Range{20, 30}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				req.Name = names[i%n]
+				if _, err := l.Try(req); err != nil {
+					b.Fatal(err)
+				}
+				l.Unlock(Record, req.Name, req.Owner, req.Range)
+			}
+		})
+	}
+}
+
+// BenchmarkLeases is to take a name and to release it, while n others are held
+// with leases.
+func BenchmarkLeases(b *testing.B) {
+	for n := 10; n <= 1_000_000; n *= 10 {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			l := newBenchLocal(b)
+			for i := range n {
+				l.Try(Request{Class: Named, Name: fmt.Sprintf("lock-%011d", i), Timeout: time.Hour + time.Duration(i)})
+			}
+			runNamed(b, l)
+		})
+	}
+}
+
+// BenchmarkWhileCopied is a lock and an unlock while the state is copied again
+// and again, for the views or the journal, with n locks in it: how long most of
+// them take, and the longest of all.
+func BenchmarkWhileCopied(b *testing.B) {
+	copies := map[string]func(*Local){
+		"nothing":    func(*Local) { time.Sleep(time.Millisecond) },
+		"snapshot":   func(l *Local) { l.Snapshot() },
+		"checkpoint": func(l *Local) { chunksOf(b, l) },
+	}
+	for _, what := range []string{"nothing", "snapshot", "checkpoint"} {
+		for _, n := range []int{20_000, 1_000_000} {
+			b.Run(fmt.Sprintf("%s/%d", what, n), func(b *testing.B) {
+				l := newBench(b, Config{Log: &ringLog{}})
+				fillBench(l, n/2)
+				runtime.GC()
+				var stop atomic.Bool
+				var copying sync.WaitGroup
+				copying.Go(func() {
+					for !stop.Load() {
+						copies[what](l)
+					}
+				})
+				req := benchRequest(1 << 40)
+				req.Name = "other"
+				var took []time.Duration
+				for b.Loop() {
+					start := time.Now()
+					l.Try(req)
+					l.Unlock(Record, req.Name, req.Owner, req.Range)
+					took = append(took, time.Since(start))
+				}
+				stop.Store(true)
+				copying.Wait()
+				slices.Sort(took)
+				b.ReportMetric(float64(took[len(took)*999/1000].Nanoseconds())/1e3, "p99.9-us")
+				b.ReportMetric(float64(took[len(took)-1].Nanoseconds())/1e3, "longest-us")
+			})
+		}
+	}
+}
+
+// BenchmarkCutStep is how long the mutex is held for a part of a copy of n
+// locks: the longest, and the median.
+func BenchmarkCutStep(b *testing.B) {
+	for _, n := range []int{20_000, 1_000_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			l := newBenchLocal(b)
+			fillBench(l, n/2)
+			runtime.GC()
+			var took []time.Duration
+			var part copies
+			for b.Loop() {
+				k := l.core.startCut(true)
+				for more := true; more; {
+					start := time.Now()
+					more = k.step(copyStep)
+					part = k.take(&part)
+					took = append(took, time.Since(start))
+				}
+			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Nanoseconds())/1e3, "median-us")
+			b.ReportMetric(float64(took[len(took)*999/1000].Nanoseconds())/1e3, "p99.9-us")
+			b.ReportMetric(float64(took[len(took)-1].Nanoseconds())/1e3, "longest-us")
 		})
 	}
 }
@@ -242,8 +354,7 @@ func chunksOf(t testing.TB, l *Local) (chunks [][]byte) {
 	return chunks
 }
 
-// BenchmarkCheckpoint is how long nothing else goes on while the state is
-// written, with 10,000 named locks and as many record locks.
+// BenchmarkCheckpoint writes the state, with 10,000 named locks and as many record locks.
 func BenchmarkCheckpoint(b *testing.B) {
 	l := newBenchLocal(b)
 	fillBench(l, 10_000)
