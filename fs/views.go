@@ -169,11 +169,16 @@ func (s *Server) described(snap lockengine.Snapshot, c caller) []lockJSON {
 	return out
 }
 
+// typicalLine is the length of a line of view/locks.jsonl, in bytes.
+const typicalLine = 320
+
 func renderLocksJSON(s *Server, _ node, c caller) ([]byte, error) {
+	all := s.described(s.engine.Snapshot(), c)
 	var b bytes.Buffer
+	b.Grow(len(all) * typicalLine) // to grow step by step would copy much, all at once
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	for _, j := range s.described(s.engine.Snapshot(), c) {
+	for _, j := range all {
 		if !s.showsToken(c.uid, j.UID) {
 			j.Token = 0
 		}
@@ -192,6 +197,7 @@ func renderLocks(s *Server, _ node, c caller) ([]byte, error) {
 // when there is anything in it.
 func table(lines []lockJSON) []byte {
 	var b bytes.Buffer
+	b.Grow(len(lines) * typicalLine / 2)
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	boxed := slices.ContainsFunc(lines, func(j lockJSON) bool { return j.Container != "" })
 	box := func(container string) string {

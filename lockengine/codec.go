@@ -137,13 +137,16 @@ func (r *decoder) word() uint64 {
 
 func (r *decoder) bool() bool { return r.byte() != 0 }
 
-func (r *decoder) str() string {
+func (r *decoder) str() string { return string(r.bytes()) }
+
+// bytes is a text as long as the buffer lasts.
+func (r *decoder) bytes() []byte {
 	n := r.num()
 	if n > uint64(len(r.buf)) {
 		r.fail(errShort)
-		return ""
+		return nil
 	}
-	return string(r.take(int(n)))
+	return r.take(int(n))
 }
 
 func (r *decoder) instant() Instant { return Instant{int64(r.word()), int64(r.word())} }

@@ -12,7 +12,6 @@ import "container/heap"
 type cut struct {
 	core   *core
 	number uint64 // of this cut
-	whole  bool   // also what is of use only to a successor
 
 	// As of the instant:
 	head   stateHead
@@ -25,8 +24,7 @@ type cut struct {
 	waits  copying[waiter, waitCopy, waitsOfCore]
 	places copying[place, placeCopy, placesOfTable]
 
-	ready  copies                 // what was copied and not taken yet
-	owners map[ownerKey]ownerCopy // of all that is copied
+	ready copies // what was copied and not taken yet
 }
 
 // copies are things copied, in their order.
@@ -36,6 +34,7 @@ type copies struct {
 	segs   []Lock // but for Kind, which is their owner's
 	waits  []waitCopy
 	places []placeCopy
+	owners []ownerCopy // of all of these, in no order
 }
 
 // stateHead is what there is but once.
@@ -78,15 +77,17 @@ type ownerKey struct {
 }
 
 type ownerCopy struct {
+	ownerKey
 	ownerFacts
 	assumed bool
 }
 
-// startCut starts a cut as of now. There is one at a time.
+// startCut starts a cut as of now, whole with what is of use only to a
+// successor. There is one at a time.
 func (c *core) startCut(whole bool) *cut {
 	c.cuts++
 	k := &cut{
-		core: c, number: c.cuts, whole: whole, owners: map[ownerKey]ownerCopy{},
+		core: c, number: c.cuts,
 		head: stateHead{
 			now: c.now, known: c.known, boot: c.boot, token: c.names.last, nextWaiter: c.nextWaiter,
 			lastWatch: c.lastWatch, event: c.log.last, rand: c.rand, stats: c.stats,
@@ -135,7 +136,7 @@ func (k *cut) rest() {
 // before, empty, is used again.
 func (k *cut) take(used *copies) copies {
 	out := k.ready
-	k.ready = copies{used.ended[:0], used.named[:0], used.segs[:0], used.waits[:0], used.places[:0]}
+	k.ready = copies{used.ended[:0], used.named[:0], used.segs[:0], used.waits[:0], used.places[:0], used.owners[:0]}
 	return out
 }
 
@@ -209,7 +210,8 @@ func (k *cut) ownerChanges(o *owner) {
 	}
 	o.copied = k.number
 	if !o.idle() {
-		k.owners[ownerKey{o.class, o.key}] = ownerCopy{ownerFacts{o.kind, o.told, o.handle}, o.assumed}
+		facts := ownerFacts{o.kind, o.told, o.handle}
+		k.ready.owners = append(k.ready.owners, ownerCopy{ownerKey{o.class, o.key}, facts, o.assumed})
 	}
 }
 

@@ -34,9 +34,9 @@ func TestCut(t *testing.T) {
 			}
 			require.Nil(t, s.live.cut)
 			require.Equal(t, state, encoded(k, parts...))
-			b := snapshotBuilder{cut: k}
+			b := snapshotBuilder{cut: k, kinds: map[ownerKey]OwnerKind{}}
 			for i := range parts {
-				b.add(&parts[i], func(Class, string) bool { return true })
+				b.add(&parts[i], nil)
 			}
 			require.Equal(t, want, b.snapshot())
 			s.one(command{op: opTick}, nil) // what was moved to the past has ended

@@ -122,7 +122,7 @@ func (d *stateDecoder) endedName() {
 
 func (d *stateDecoder) named() {
 	c := d.core
-	n := &named{name: d.str(), meta: c.metas.same(d.str()), owner: d.owner(), who: d.who(), kind: OwnerKind(d.byte())}
+	n := &named{name: d.str(), meta: c.metas.sameBytes(d.bytes()), owner: d.owner(), who: d.who(), kind: OwnerKind(d.byte())}
 	n.token, n.key = d.num(), d.num()
 	n.since, n.expiry = d.instant(), d.instant()
 	n.timeout, n.start = time.Duration(d.int()), d.int()

@@ -12,26 +12,40 @@ type snapshotBuilder struct {
 	out   Snapshot
 	named int // how many of out.Locks are Named
 	waits []waitCopy
+	kinds map[ownerKey]OwnerKind
 }
 
-// add takes copies of what is wanted. The Named ones come first.
+// add takes copies of what is wanted; nil: of all. The Named ones come first.
 func (b *snapshotBuilder) add(part *copies, wanted func(Class, string) bool) {
 	for i := range part.named {
-		if l := &part.named[i].Lock; wanted(Named, l.Name) {
+		if l := &part.named[i].Lock; wanted == nil || wanted(Named, l.Name) {
 			b.out.Locks = append(b.out.Locks, *l)
 			b.named++
 		}
 	}
 	for i := range part.segs {
-		if l := &part.segs[i]; wanted(l.Class, l.Name) {
+		if l := &part.segs[i]; wanted == nil || wanted(l.Class, l.Name) {
 			b.out.Locks = append(b.out.Locks, *l)
 		}
 	}
 	for i := range part.waits {
-		if req := &part.waits[i].req; wanted(req.Class, req.Name) {
+		if req := &part.waits[i].req; wanted == nil || wanted(req.Class, req.Name) {
 			b.waits = append(b.waits, part.waits[i])
 		}
 	}
+	for i := range part.owners {
+		if o := &part.owners[i]; o.kind != KindUnknown {
+			b.kinds[o.ownerKey] = o.kind
+		}
+	}
+}
+
+// held is how many locks there were.
+func (h *stateHead) held() (n int) {
+	for _, held := range h.stats.Held {
+		n += held
+	}
+	return n
 }
 
 // snapshot is what was added, in order, with who is blocked by what.
@@ -40,7 +54,7 @@ func (b *snapshotBuilder) snapshot() Snapshot {
 	others := b.out.Locks[b.named:]
 	for i := range others {
 		l := &others[i]
-		l.Kind = b.cut.owners[ownerKey{l.Class, l.Owner}].kind
+		l.Kind = b.kinds[ownerKey{l.Class, l.Owner}]
 	}
 	slices.SortFunc(others, func(x, y Lock) int {
 		return cmp.Or(cmp.Compare(x.Name, y.Name), cmp.Compare(x.Range.Start, y.Range.Start),
@@ -60,8 +74,8 @@ func (b *snapshotBuilder) waiting() {
 	for i := range b.waits {
 		w := &waiter{id: b.waits[i].id, since: b.waits[i].since, req: b.waits[i].req}
 		b.out.Waiting[i] = w.waiting()
-		if o, known := b.cut.owners[ownerKey{w.req.Class, w.req.Owner}]; known {
-			b.out.Waiting[i].Kind = o.kind
+		if w.req.Class != Named {
+			b.out.Waiting[i].Kind = b.kinds[ownerKey{w.req.Class, w.req.Owner}]
 		}
 		b.out.Waiting[i].Blockers = x.blockers(&w.req)
 	}

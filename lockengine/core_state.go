@@ -2,7 +2,6 @@ package lockengine
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 )
 
@@ -47,6 +46,8 @@ type stateEncoder struct {
 	err   error                    // the first one of add
 	entry int                      // where the last entry begins
 	texts map[string]uint64        // from 1, by text, of those that may come often
+	// owners are written when all that they have is.
+	owners []ownerCopy
 }
 
 func newStateEncoder(add func(chunk []byte) error) *stateEncoder {
@@ -73,21 +74,21 @@ func (e *stateEncoder) copies(some *copies) {
 	for i := range some.places {
 		e.place(&some.places[i])
 	}
+	e.owners = append(e.owners, some.owners...)
 }
 
 // rest writes what comes when all else of a cut is written, and the last chunk.
 func (e *stateEncoder) rest(k *cut) {
-	for _, key := range slices.SortedFunc(maps.Keys(k.owners), compareOwnerKeys) {
-		e.ownerFacts(key, k.owners[key])
+	slices.SortFunc(e.owners, func(a, b ownerCopy) int {
+		return cmp.Or(cmp.Compare(a.class, b.class), compareOwners(a.owner, b.owner))
+	})
+	for i := range e.owners {
+		e.ownerFacts(&e.owners[i])
 	}
 	for i := range k.events {
 		e.event(&k.events[i])
 	}
 	e.end(&k.head)
-}
-
-func compareOwnerKeys(a, b ownerKey) int {
-	return cmp.Or(cmp.Compare(a.class, b.class), compareOwners(a.owner, b.owner))
 }
 
 // begin begins an entry.
@@ -210,10 +211,10 @@ func (e *stateEncoder) place(p *placeCopy) {
 	e.num(p.handle)
 }
 
-func (e *stateEncoder) ownerFacts(key ownerKey, o ownerCopy) {
+func (e *stateEncoder) ownerFacts(o *ownerCopy) {
 	e.begin(tagOwner)
-	e.kinds(key.class, 0, o.kind)
-	e.owner(key.owner)
+	e.kinds(o.class, 0, o.kind)
+	e.owner(o.owner)
 	e.bool(o.told)
 	e.bool(o.assumed)
 	e.num(o.handle)

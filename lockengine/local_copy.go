@@ -75,14 +75,17 @@ func (l *Local) Checkpoint(switchLog func(), add func(chunk []byte) error) error
 
 // Snapshot implements [Engine].
 func (l *Local) Snapshot() Snapshot {
-	return l.snapshotOf(func(Class, string) bool { return true })
+	return l.snapshotOf(nil)
 }
 
-// snapshotOf is a snapshot of the locks and waiters on some names.
+// snapshotOf is a snapshot of the locks and waiters on the names wanted; nil: all.
 func (l *Local) snapshotOf(wanted func(Class, string) bool) Snapshot {
-	var b snapshotBuilder
+	b := snapshotBuilder{kinds: map[ownerKey]OwnerKind{}}
 	_ = l.copyState(false, func(k *cut) error { // neither fails
 		b.cut = k
+		if wanted == nil {
+			b.out.Locks = make([]Lock, 0, k.head.held())
+		}
 		return nil
 	}, func(part *copies) error {
 		b.add(part, wanted)

@@ -143,6 +143,7 @@ func (l *Local) Resume(r Resumption) error {
 		cmd.token = l.tokens.reserved
 	}
 	l.apply(&cmd, l.reserveFirst(cmd.token))
+	l.core.gave = l.core.gave || len(l.core.names.byName) >= largeMap // what it took to read them
 	l.limit()
 	l.settle()
 	if !same {

@@ -17,6 +17,15 @@ func (t *texts) same(s string) string {
 	return *at
 }
 
+// sameBytes is same for a text that is not there yet.
+func (t *texts) sameBytes(b []byte) string {
+	at := &t.last[maphash.Bytes(t.seed, b)%uint64(len(t.last))]
+	if *at != string(b) {
+		*at = string(b)
+	}
+	return *at
+}
+
 const (
 	// largeMap is how many entries a map must have had to be worth making anew.
 	largeMap = 1 << 14
