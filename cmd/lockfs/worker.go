@@ -66,7 +66,7 @@ func workerMain(text string, serve func(settings, workerLinks) error) error {
 // serve serves the mount until it is unmounted.
 func serve(s settings, w workerLinks) error {
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1) // the reader of the device keeps one while it waits
-	debug.SetGCPercent(50) // a million locks are to fit: memory is dearer than the little that is thrown away
+	debug.SetGCPercent(50)                        // a million locks are to fit: memory is dearer than the little that is thrown away
 	log := newLog()
 	boot, err := bootID()
 	if err != nil {
