@@ -138,12 +138,25 @@ func (d *fuseDevice) wait() {
 
 // send implements [connection].
 func (d *fuseDevice) send(frame []byte) error {
-	write := d.write
-	if isShortAnswer(frame) {
-		write = d.writeAtOnce
-	}
 	for {
-		err := write(frame)
+		var err error
+		if isShortAnswer(frame) {
+			err = d.writeAtOnce(unsafe.Pointer(&frame[0]), len(frame))
+		} else {
+			_, err = unix.Write(d.fd, frame)
+		}
+		if err != unix.EINTR && err != unix.EAGAIN {
+			return err
+		}
+	}
+}
+
+// answer implements [connection].
+func (d *fuseDevice) answer(unique uint64, code int32) error {
+	var b [sizeofOutHeader]byte // it does not leave the stack
+	putOutHeader(b[:], len(b), code, unique)
+	for {
+		err := d.writeAtOnce(unsafe.Pointer(&b), len(b))
 		if err != unix.EINTR && err != unix.EAGAIN {
 			return err
 		}
@@ -156,15 +169,10 @@ func isShortAnswer(frame []byte) bool {
 	return len(frame) >= sizeofOutHeader && len(frame) <= 4096 && binary.NativeEndian.Uint64(frame[8:]) != 0
 }
 
-func (d *fuseDevice) write(frame []byte) error {
-	_, err := unix.Write(d.fd, frame)
-	return err
-}
-
-// writeAtOnce is write without telling Go's scheduler that this thread might
+// writeAtOnce writes without telling Go's scheduler that this thread might
 // block.
-func (d *fuseDevice) writeAtOnce(frame []byte) error {
-	_, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(d.fd), uintptr(unsafe.Pointer(&frame[0])), uintptr(len(frame)))
+func (d *fuseDevice) writeAtOnce(p unsafe.Pointer, n int) error {
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(d.fd), uintptr(p), uintptr(n))
 	if errno != 0 {
 		return errno
 	}
@@ -182,9 +190,7 @@ func (d device) write(frame []byte) bool { return d.send(frame) == nil }
 
 // replyError answers a request with no data: 0 is success.
 func (d device) replyError(unique uint64, errno syscall.Errno) bool {
-	var b [sizeofOutHeader]byte
-	putOutHeader(b[:], len(b), -int32(errno), unique)
-	return d.write(b[:])
+	return d.answer(unique, -int32(errno)) == nil
 }
 
 // reply answers a request with data.

@@ -34,6 +34,8 @@ type connection interface {
 	read(buf []byte) (int, error)
 	// send gives the kernel a reply or a notification.
 	send(frame []byte) error
+	// answer gives the kernel a reply without data: code is 0 or a negative errno.
+	answer(unique uint64, code int32) error
 	// tryRead does so if there is one; else it fails with EAGAIN.
 	tryRead(buf []byte) (int, error)
 }

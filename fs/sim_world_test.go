@@ -173,6 +173,12 @@ func (l *simLife) send(frame []byte) error {
 }
 
 // tryRead is only called while a server takes over: then clients die too.
+func (l *simLife) answer(unique uint64, code int32) error {
+	frame := make([]byte, sizeofOutHeader)
+	putOutHeader(frame, len(frame), code, unique)
+	return l.send(frame)
+}
+
 func (l *simLife) tryRead(buf []byte) (int, error) {
 	if !l.over && !l.calm && l.chance(l.weights.killInGap) {
 		l.killOne()
