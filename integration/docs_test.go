@@ -112,7 +112,7 @@ func (f fence) check(t *testing.T, m *mount, work string) {
 		}
 	})
 	r := p.run(t)
-	said := strings.NewReplacer(m.dir, "/locks", work, "/work").Replace(r.out)
+	said := strings.NewReplacer(m.dir, "/locks", work, "/demo").Replace(r.out)
 	require.Zero(t, r.code, "%s\n%s", f.script, said)
 	if f.shows != "" {
 		require.Regexp(t, pattern(f.shows), blanks.ReplaceAllString(said, " "), f.script)
@@ -146,11 +146,11 @@ var (
 	blanks    = regexp.MustCompile(`[ \t]+`)
 )
 
-// at is a block with a mount in place of /locks, and a directory in place of /work. Its shell ends with the first
+// at is a block with a mount in place of /locks, and a directory in place of /demo. Its shell ends with the first
 // command that fails.
 func (f fence) at(m *mount, work string) recipe {
 	script := mountPath.ReplaceAllString(f.script, "${1}"+m.dir)
-	script = strings.ReplaceAll(script, "/work", work)
+	script = strings.ReplaceAll(script, "/demo", work)
 	if f.info == "sh" {
 		script = "set -e\n" + script
 	}
