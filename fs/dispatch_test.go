@@ -168,7 +168,7 @@ func newClient(t testing.TB, dir string, data []byte) *client {
 	for _, n := range c.nodes {
 		require.NotZero(t, n)
 	}
-	c.nodes = append(c.nodes, 0, 99, 1<<40, synthetic, synthetic|1<<tokenShift|31, synthetic|dynamic|99, synthetic|synthetic-1, 1<<63, ^uint64(0))
+	c.nodes = append(c.nodes, 0, 99, 1<<40, synthetic, synthetic|1<<tokenShift|31, synthetic|dynamic|99, synthetic|(synthetic-1), 1<<63, ^uint64(0))
 	c.handles = []uint64{0, 1, synthetic | 1, ^uint64(0)}
 	c.names = []string{"f", "dir", "g", "new", "link", "fifo", "held", "hold", "m.x", "m_.x", "free+5m", "t,wait=0.01", "t,wait=0",
 		fmt.Sprintf("held@%d", held.Token), "held@", "d", "timeout", "wait", "tlock", "events", "1", "user.x", "security.capability",

@@ -203,11 +203,10 @@ func TestKilledBeforeSwitch(t *testing.T) {
 
 func TestDamageAfterReboot(t *testing.T) {
 	dir, want, ends := small(t, 6)
-	log := filepath.Join(dir, "log-1")
 	j, _, _ := open(t, dir, otherBoot)
 	want = append(want, addMany(t, j, 6, 9)...)
 	dir = crashed(t, string(j.dir))
-	log = filepath.Join(dir, "log-1")
+	log := filepath.Join(dir, "log-1")
 	whole := read(t, log)
 	// What was there at the reboot is known to be on disk, whatever boot it is now.
 	for _, at := range []int64{ends[2] + 3, ends[5] + 5} {
