@@ -138,13 +138,11 @@ func (d *fuseDevice) wait() {
 
 // send implements [connection].
 func (d *fuseDevice) send(frame []byte) error {
+	if isShortAnswer(frame) {
+		return d.writeAtOnce(unsafe.Pointer(&frame[0]), len(frame))
+	}
 	for {
-		var err error
-		if isShortAnswer(frame) {
-			err = d.writeAtOnce(unsafe.Pointer(&frame[0]), len(frame))
-		} else {
-			_, err = unix.Write(d.fd, frame)
-		}
+		_, err := unix.Write(d.fd, frame)
 		if err != unix.EINTR && err != unix.EAGAIN {
 			return err
 		}
@@ -155,12 +153,7 @@ func (d *fuseDevice) send(frame []byte) error {
 func (d *fuseDevice) answer(unique uint64, code int32) error {
 	var b [sizeofOutHeader]byte // it does not leave the stack
 	putOutHeader(b[:], len(b), code, unique)
-	for {
-		err := d.writeAtOnce(unsafe.Pointer(&b), len(b))
-		if err != unix.EINTR && err != unix.EAGAIN {
-			return err
-		}
-	}
+	return d.writeAtOnce(unsafe.Pointer(&b), len(b))
 }
 
 // isShortAnswer reports whether a frame is one that the kernel takes without
@@ -172,11 +165,16 @@ func isShortAnswer(frame []byte) bool {
 // writeAtOnce writes without telling Go's scheduler that this thread might
 // block.
 func (d *fuseDevice) writeAtOnce(p unsafe.Pointer, n int) error {
-	_, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(d.fd), uintptr(p), uintptr(n))
-	if errno != 0 {
-		return errno
+	for {
+		_, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(d.fd), uintptr(p), uintptr(n))
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR, unix.EAGAIN:
+		default:
+			return errno
+		}
 	}
-	return nil
 }
 
 // device is the connection to the kernel, and the frames that are sent to it.
