@@ -109,7 +109,7 @@ func (op *simOp) String() string {
 	}
 	switch op.kind {
 	case askLock, askUnlock, askTest:
-		kind := [...]string{lockengine.Record: "record", lockengine.Flock: "flock"}[op.class]
+		kind := op.class.String()
 		if op.ofd {
 			kind = "ofd"
 		}

@@ -298,7 +298,7 @@ func (s *Server) eventLines(events []lockengine.Event, missed uint64, r reader) 
 
 func (d *describer) event(e *lockengine.Event) eventJSON {
 	j := eventJSON{
-		Seq: e.Seq, At: seconds(e.At.Wall), Event: eventNames[e.Kind], Class: classNames[e.Class],
+		Seq: e.Seq, At: seconds(e.At.Wall), Event: eventNames[e.Kind], Class: e.Class.String(),
 		Path: d.path(e.Class, e.Name), PID: d.space.pid(e.Who.PID, e.At), UID: e.Who.UID, Token: e.Token, Kind: metaValue(e.Meta, "kind"),
 	}
 	if e.Mode != 0 {

@@ -20,10 +20,7 @@ func (s seconds) MarshalJSON() ([]byte, error) { return []byte(decimal(int64(s))
 
 func ptr[T any](v T) *T { return &v }
 
-var (
-	classNames = [...]string{lockengine.Named: "named", lockengine.Record: "record", lockengine.Flock: "flock"}
-	modeNames  = [...]string{lockengine.Shared: "shared", lockengine.Exclusive: "exclusive"}
-)
+var modeNames = [...]string{lockengine.Shared: "shared", lockengine.Exclusive: "exclusive"}
 
 // lockJSON is a line of view/locks.jsonl.
 type lockJSON struct {
@@ -146,7 +143,7 @@ func (d *describer) common(class lockengine.Class, name string, mode lockengine.
 	who lockengine.Who, since lockengine.Instant) lockJSON {
 	p := d.process(who, since)
 	j := lockJSON{
-		Class: classNames[class], Mode: modeNames[mode], Path: d.path(class, name),
+		Class: class.String(), Mode: modeNames[mode], Path: d.path(class, name),
 		PID: p.pid, TID: d.space.pid(who.TID, since), UID: who.UID, GID: who.GID, Command: p.command, Container: p.container,
 		Since: seconds(since.Wall), Seconds: seconds(max(0, d.now.Boot-since.Boot)),
 	}
@@ -268,8 +265,8 @@ func lines(js []lockJSON, withPath bool) []byte {
 func renderStats(s *Server, _ node, c caller) ([]byte, error) {
 	st := s.engine.Stats()
 	var b bytes.Buffer
-	for _, c := range []lockengine.Class{lockengine.Named, lockengine.Record, lockengine.Flock} {
-		n := classNames[c]
+	for _, c := range lockengine.Classes {
+		n := c.String()
 		fmt.Fprintf(&b, "held_%s %d\nwaiting_%s %d\ngranted_%s %d\nreleased_%s %d\nrefused_%s %d\nwaited_%s %d\ncanceled_%s %d\n",
 			n, st.Held[c], n, st.Waiting[c], n, st.Granted[c], n, st.Released[c], n, st.Refused[c], n, st.Waited[c], n, st.Canceled[c])
 	}

@@ -22,7 +22,7 @@ func TestUncontendedAllocatesNothing(t *testing.T) {
 }
 
 func allocatesNothing(t *testing.T, l *Local) {
-	for _, class := range []Class{Record, Flock} {
+	for _, class := range fileClasses {
 		req := benchRequest(7)
 		req.Class = class
 		pair := func() {

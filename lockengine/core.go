@@ -156,7 +156,7 @@ func newCore(eventLog int) *core {
 		guarded: map[string]map[*named]int{},
 		metas:   texts{seed: maphash.MakeSeed()},
 	}
-	for _, class := range []Class{Record, Flock} {
+	for _, class := range fileClasses {
 		c.resources[class] = map[string]*resource{}
 		c.owners[class] = map[Owner]*owner{}
 	}

@@ -44,7 +44,7 @@ func (k *checker) is(ok bool, format string, args ...any) {
 }
 
 func (k *checker) resources() {
-	for _, class := range []Class{Record, Flock} {
+	for _, class := range fileClasses {
 		for name, r := range k.core.resources[class] {
 			k.is(r.name == name && r.class == class, "resource %q under %q", r.name, name)
 			k.is(!r.idle() || r.parked, "resource %q is idle", name)
@@ -229,7 +229,7 @@ func (k *checker) places() {
 
 func (k *checker) counts() {
 	stuck := 0
-	for _, class := range []Class{Record, Flock} {
+	for _, class := range fileClasses {
 		for _, o := range k.owners[class] {
 			k.is(o.segs == k.segsOf[o], "owner %v has %d segments, not %d", o.key, k.segsOf[o], o.segs)
 			stuck += change(false, class == Record && o.stuck())
@@ -255,7 +255,7 @@ func (k *checker) counts() {
 }
 
 func (k *checker) idle() {
-	for _, class := range []Class{Record, Flock} {
+	for _, class := range fileClasses {
 		for _, o := range k.owners[class] {
 			k.is(!o.idle() || *o == owner{key: o.key, class: o.class, parked: true, copied: o.copied}, "idle owner %v", o.key)
 		}
@@ -306,7 +306,7 @@ func (k *checker) membership() {
 		}
 	}
 	k.is(watches == len(k.watches), "%d watches of %d", watches, len(k.watches))
-	for _, class := range []Class{Record, Flock} {
+	for _, class := range fileClasses {
 		for _, o := range k.owners[class] {
 			k.is(owners[o] == has{waits: count(o.waits.all), places: count(o.places.all)}, "owner %v: waits or places", o.key)
 			k.is(k.owners[class][o.key] == o && o.class == class, "owner %v out of place", o.key)
@@ -525,7 +525,7 @@ func (k *checker) births() {
 		k.is(p.born > last && p.born <= k.core.births, "place born at %d after one at %d", p.born, last)
 		last = p.born
 	}
-	for _, class := range []Class{Record, Flock} {
+	for _, class := range fileClasses {
 		for name, r := range k.core.resources[class] {
 			n := len(r.appendSegs(nil)) + len(r.appendWaiting(nil))
 			k.is(r.n == n, "%d locks and waiters on %q, counted %d", n, name, r.n)
@@ -542,7 +542,7 @@ func (c *core) empty() bool {
 	for _, p := range c.parties {
 		n += change(p.idle(), true)
 	}
-	for _, class := range []Class{Record, Flock} {
+	for _, class := range fileClasses {
 		for _, r := range c.resources[class] {
 			n += change(r.idle(), true)
 		}

@@ -153,7 +153,7 @@ func (c *core) waitersOn(class Class, name string) int {
 // locksOn is how many locks and waiters of the classes Record and Flock there
 // are on the name.
 func (c *core) locksOn(name string) (n int) {
-	for _, class := range []Class{Record, Flock} {
+	for _, class := range fileClasses {
 		if r := c.resources[class][name]; r != nil {
 			n += r.n
 		}
@@ -201,7 +201,7 @@ func compareOwners(a, b Owner) int {
 
 // locksOf returns the locks and the waiters of the classes Record and Flock.
 func (c *core) locksOf(name string) (locks []Lock, waiting []Waiting) {
-	for _, class := range []Class{Record, Flock} {
+	for _, class := range fileClasses {
 		r := c.resources[class][name]
 		if r == nil {
 			continue
@@ -222,7 +222,7 @@ func (c *core) locksOf(name string) (locks []Lock, waiting []Waiting) {
 // and Flock, sorted.
 func (c *core) resourceNames() []string {
 	names := make([]string, 0, len(c.resources[Record])+len(c.resources[Flock]))
-	for _, class := range []Class{Record, Flock} {
+	for _, class := range fileClasses {
 		for name, r := range c.resources[class] {
 			if !r.idle() {
 				names = append(names, name)
@@ -237,7 +237,7 @@ func (c *core) resourceNames() []string {
 func (c *core) segsInOrder() (out []*seg) {
 	for _, name := range c.resourceNames() {
 		from := len(out)
-		for _, class := range []Class{Record, Flock} {
+		for _, class := range fileClasses {
 			if r := c.resources[class][name]; r != nil {
 				out = r.appendSegs(out)
 			}
@@ -255,7 +255,7 @@ func (c *core) oldest(limit int) (since [4]Instant) {
 	if first := c.names.byToken.list(0, 1); len(first) > 0 { // tokens grow from grant to grant
 		since[Named] = c.lookup(first[0].Name, 0).since
 	}
-	for _, class := range []Class{Record, Flock} {
+	for _, class := range fileClasses {
 		if c.stats.Held[class] > limit {
 			continue
 		}

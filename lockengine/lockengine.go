@@ -68,6 +68,25 @@ const (
 	Flock
 )
 
+// Classes are all classes.
+var Classes = [...]Class{Named, Record, Flock}
+
+// fileClasses are those of locks on files.
+var fileClasses = [...]Class{Record, Flock}
+
+// String is the class as users read it: named, record or flock.
+func (c Class) String() string {
+	switch c {
+	case Named:
+		return "named"
+	case Record:
+		return "record"
+	case Flock:
+		return "flock"
+	}
+	return "none"
+}
+
 // Mode is shared or exclusive.
 type Mode uint8
 

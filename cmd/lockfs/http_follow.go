@@ -54,9 +54,9 @@ func newFollower(engine events) *follower {
 			Help: "Events that came too fast to be seen: what the histograms of durations lack.",
 		}),
 	}
-	for _, name := range classes {
-		f.waited.WithLabelValues(name)
-		f.held.WithLabelValues(name)
+	for _, c := range lockengine.Classes {
+		f.waited.WithLabelValues(c.String())
+		f.held.WithLabelValues(c.String())
 	}
 	return f
 }
@@ -104,8 +104,8 @@ func (f *follower) catchUp() {
 func (f *follower) see(e *lockengine.Event) {
 	switch e.Kind {
 	case lockengine.EventGranted:
-		f.waited.WithLabelValues(classes[e.Class]).Observe(e.Waited.Seconds())
+		f.waited.WithLabelValues(e.Class.String()).Observe(e.Waited.Seconds())
 	case lockengine.EventReleased, lockengine.EventExpired, lockengine.EventForced, lockengine.EventLost:
-		f.held.WithLabelValues(classes[e.Class]).Observe(e.Held.Seconds())
+		f.held.WithLabelValues(e.Class.String()).Observe(e.Held.Seconds())
 	}
 }

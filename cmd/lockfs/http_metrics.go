@@ -15,11 +15,6 @@ import (
 	"lockfs/lockengine/journal"
 )
 
-// classes are the names of lock classes, as in view/stats.
-var classes = map[lockengine.Class]string{
-	lockengine.Named: "named", lockengine.Record: "record", lockengine.Flock: "flock",
-}
-
 // newRegistry answers /metrics.
 func newRegistry(of served, h *health, f *follower) http.Handler {
 	registry := prometheus.NewRegistry()
@@ -62,8 +57,8 @@ const (
 // byClass is for metrics that have a value for each class of locks.
 func byClass(value func(f *figures, c lockengine.Class) float64) func(*figures, func(float64, ...string)) {
 	return func(f *figures, put func(float64, ...string)) {
-		for c, name := range classes {
-			put(value(f, c), name)
+		for _, c := range lockengine.Classes {
+			put(value(f, c), c.String())
 		}
 	}
 }
@@ -80,9 +75,9 @@ var lockMetrics = []metric{
 		byClass(func(f *figures, c lockengine.Class) float64 { return float64(f.stats.Waiting[c]) })},
 	{"lockfs_oldest_lock_seconds", "How long the lock that is held longest has been held; 0: none is held. Absent where there are too many.", gauge, "class",
 		func(f *figures, put func(float64, ...string)) {
-			for c, name := range classes {
+			for _, c := range lockengine.Classes {
 				if c == lockengine.Named || f.stats.Held[c] <= oldestLimit {
-					put(f.oldest[c].Seconds(), name)
+					put(f.oldest[c].Seconds(), c.String())
 				}
 			}
 		}},
