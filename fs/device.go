@@ -92,7 +92,7 @@ func (d *fuseDevice) read(buf []byte) (int, error) {
 			return n, nil
 		case unix.EAGAIN:
 			d.wait()
-		case unix.ENODEV:
+		case unix.ENODEV, unix.ECONNABORTED:
 			return 0, nil
 		default:
 			return 0, fmt.Errorf("read /dev/fuse: %w", err)
