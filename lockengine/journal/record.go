@@ -58,18 +58,23 @@ func place(id uint64, off int64, word uint32) uint32 {
 }
 
 // encode writes the record to rec, which is recordSize long, but for its first 8
-// bytes, which it returns.
+// bytes, which it returns. It does not read rec: that is mapped memory that no
+// cache has yet, and to read what is still on its way there is to wait for it.
 func encode(rec []byte, id uint64, off int64, kind uint8, n int, data [][]byte) (first uint64) {
 	word := recordWord(kind, n)
 	seed := place(id, off, word)
 	binary.LittleEndian.PutUint64(rec[len(rec)-8:], 0)
 	binary.LittleEndian.PutUint32(rec[8:], seed)
-	rest := rec[recordHeader:]
+	rest, sum := rec[recordHeader:], seed
 	for _, d := range data {
 		rest = rest[copy(rest, d):]
+		sum = crc32.Update(sum, castagnoli, d)
 	}
-	return uint64(crc32.Update(seed, castagnoli, rec[recordHeader:])) | uint64(word)<<32
+	sum = crc32.Update(sum, castagnoli, padding[:len(rest)])
+	return uint64(sum) | uint64(word)<<32
 }
+
+var padding [recordAlign - 1]byte // of zeros
 
 // record is a valid record of a file.
 type record struct {
