@@ -18,25 +18,23 @@ type systemClock struct {
 	timer *os.File // in the netpoller: a read blocks no thread
 	fd    int
 	base  time.Time // any moment, for its monotonic reading
-	// offset is what boot time is ahead of the time since base; it grows when
-	// the machine was suspended. See Now.
-	offset atomic.Pointer[clockOffset]
+	// What wall clock and boot time are ahead of the time since base, and when,
+	// by that, this was last looked at. Boot time is ahead by more when the
+	// machine was suspended. See Now.
+	wall, boot, checked atomic.Int64
 
 	mu     sync.Mutex
 	fire   func() // GUARDED_BY(mu)
 	closed bool   // GUARDED_BY(mu)
 }
 
-// clockOffset is how the clocks stood to each other when last compared, in
-// nanoseconds.
-type clockOffset struct {
-	wall int64 // wall clock minus monotonic time since base
-	boot int64 // boot clock minus monotonic time since base
-}
-
-// tolerated is by how much the readings of two clocks may drift apart, since
-// they are not made at the same moment, before they are compared anew.
-const tolerated = int64(100 * time.Microsecond)
+const (
+	// tolerated is by how much the readings of two clocks may drift apart, since
+	// they are not made at the same moment, before they are compared anew.
+	tolerated = int64(100 * time.Microsecond)
+	// trusted is for how long they need not be looked at again.
+	trusted = int64(time.Millisecond)
+)
 
 func newSystemClock() (*systemClock, error) {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_BOOTTIME, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
@@ -44,28 +42,42 @@ func newSystemClock() (*systemClock, error) {
 		return nil, fmt.Errorf("timerfd for boot time: %w", err)
 	}
 	c := &systemClock{timer: os.NewFile(uintptr(fd), "timerfd"), fd: fd, base: time.Now()}
+	c.compare()
 	go c.serve()
 	return c, nil
 }
 
-// Now reads both clocks without a system call: time.Now reads wall and
-// monotonic time from the vDSO. Boot time is monotonic time plus what was
-// spent in suspend, and any suspend moves the wall clock ahead of monotonic
-// time. So boot time must be asked for only when these two have moved apart:
-// after a suspend, or after a step of the wall clock.
+// Now reads one clock, and no system call is made: monotonic time from the vDSO,
+// to which it adds what the others are ahead. Every millisecond it looks at the
+// wall clock too. Boot time is monotonic time plus what was spent in suspend, and
+// any suspend moves the wall clock ahead of monotonic time. So boot time must be
+// asked for only when these two have moved apart: after a suspend, or after a
+// step of the wall clock. To suspend and to resume take more than the
+// millisecond, and monotonic time goes on meanwhile.
 func (c *systemClock) Now() Instant {
-	t := time.Now()
-	mono, wall := int64(t.Sub(c.base)), t.UnixNano()
-	o := c.offset.Load()
-	if o == nil || wall-mono-o.wall > tolerated || o.wall-(wall-mono) > tolerated {
-		o = c.compare()
+	mono := int64(time.Since(c.base))
+	if mono-c.checked.Load() > trusted {
+		c.check()
 	}
-	return Instant{Boot: mono + o.boot, Wall: wall}
+	return Instant{Boot: mono + c.boot.Load(), Wall: mono + c.wall.Load()}
+}
+
+// check looks whether wall clock and monotonic time have moved apart.
+func (c *systemClock) check() {
+	t := time.Now()
+	mono := int64(t.Sub(c.base))
+	wall := t.UnixNano() - mono
+	if moved := wall - c.wall.Load(); moved > tolerated || -moved > tolerated {
+		c.compare()
+		return
+	}
+	c.wall.Store(wall)
+	c.checked.Store(mono)
 }
 
 // compare reads boot time between two other readings, again if the thread was
 // held up in between.
-func (c *systemClock) compare() *clockOffset {
+func (c *systemClock) compare() {
 	for try := 0; ; try++ {
 		var ts unix.Timespec
 		before := time.Now()
@@ -74,9 +86,10 @@ func (c *systemClock) compare() *clockOffset {
 		after := time.Now()
 		if took := after.Sub(before); took < 10*time.Microsecond || try == 10 {
 			mono := int64(before.Sub(c.base))
-			o := &clockOffset{wall: before.UnixNano() - mono, boot: ts.Nano() - mono - int64(took)/2}
-			c.offset.Store(o)
-			return o
+			c.boot.Store(ts.Nano() - mono - int64(took)/2)
+			c.wall.Store(before.UnixNano() - mono)
+			c.checked.Store(mono)
+			return
 		}
 	}
 }
