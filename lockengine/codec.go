@@ -3,11 +3,16 @@ package lockengine
 import (
 	"encoding/binary"
 	"errors"
+	"math/bits"
 	"time"
 )
 
-// format is the version of everything that is encoded here.
-const format = 1
+// format is the version of everything that is encoded here. One before it is
+// read too: ranges were two words, and instants never relative.
+const (
+	format    = 2
+	oldFormat = 1
+)
 
 var (
 	errShort   = errors.New("ends too early, or has bytes too many")
@@ -46,9 +51,18 @@ func (w *encoder) owner(o Owner) {
 	w.word(o.ID)
 }
 
+// rng is short for a range at the beginning of a file, or to its end: that is
+// MaxEnd, one bit, which is moved to where it makes a small number.
 func (w *encoder) rng(r Range) {
-	w.word(r.Start)
-	w.word(r.End)
+	w.num(r.Start)
+	w.num(bits.RotateLeft64(r.End, 1))
+}
+
+// instantAfter is an instant as told by the one before it, so that it is short.
+func (w *encoder) instantAfter(i, before Instant) {
+	boot := i.Boot - before.Boot
+	w.int(boot)
+	w.int(i.Wall - before.Wall - boot)
 }
 
 func (w *encoder) who(p Who) {
@@ -82,6 +96,18 @@ func (w *encoder) request(r *Request) {
 type decoder struct {
 	buf []byte
 	err error
+	old bool // what is read is in oldFormat
+}
+
+// format reads the version of what follows.
+func (r *decoder) format() {
+	switch r.byte() {
+	case format:
+	case oldFormat:
+		r.old = true
+	default:
+		r.fail(errVersion)
+	}
 }
 
 func (r *decoder) fail(err error) {
@@ -151,7 +177,18 @@ func (r *decoder) bytes() []byte {
 
 func (r *decoder) instant() Instant { return Instant{int64(r.word()), int64(r.word())} }
 func (r *decoder) owner() Owner     { return Owner{r.num(), r.word()} }
-func (r *decoder) rng() Range       { return Range{r.word(), r.word()} }
+
+func (r *decoder) rng() Range {
+	if r.old {
+		return Range{r.word(), r.word()}
+	}
+	return Range{r.num(), bits.RotateLeft64(r.num(), -1)}
+}
+
+func (r *decoder) instantAfter(before Instant) Instant {
+	boot := r.int()
+	return Instant{before.Boot + boot, before.Wall + boot + r.int()}
+}
 
 func (r *decoder) who() Who {
 	return Who{int32(uint32(r.num())), int32(uint32(r.num())), uint32(r.num()), uint32(r.num())}

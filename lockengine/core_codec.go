@@ -43,13 +43,19 @@ var fieldsOf = [...]fields{
 	opResume:     hasToken | hasBoot,
 }
 
-// command writes a command and when it was done.
-func (w *encoder) command(cmd *command, at Instant) {
+// command writes a command and when it was done: relative to an instant before,
+// if there is one (zero: none).
+func (w *encoder) command(cmd *command, at, before Instant) {
 	f := fieldsOf[cmd.op]
 	w.byte(format)
 	w.byte(byte(cmd.op))
-	w.byte(cmd.flags())
-	w.instant(at)
+	if before == (Instant{}) {
+		w.byte(cmd.flags())
+		w.instant(at)
+	} else {
+		w.byte(cmd.flags() | relative)
+		w.instantAfter(at, before)
+	}
 	if f&hasReq != 0 {
 		w.request(&cmd.req)
 		return
@@ -105,6 +111,9 @@ func (w *encoder) rare(cmd *command, f fields) {
 	}
 }
 
+// relative is the flag of a command whose instant is.
+const relative = 1 << 3
+
 func (cmd *command) flags() (b byte) {
 	for i, set := range [...]bool{cmd.keep, cmd.extend, cmd.fresh} {
 		if set {
@@ -115,10 +124,8 @@ func (cmd *command) flags() (b byte) {
 }
 
 // command reads what the encoder's command wrote.
-func (r *decoder) command() (cmd command, at Instant) {
-	if r.byte() != format {
-		r.fail(errVersion)
-	}
+func (r *decoder) command(before Instant) (cmd command, at Instant) {
+	r.format()
 	cmd.op = op(r.byte())
 	if int(cmd.op) >= len(fieldsOf) {
 		r.fail(errVersion)
@@ -126,7 +133,14 @@ func (r *decoder) command() (cmd command, at Instant) {
 	}
 	flags := r.byte()
 	cmd.keep, cmd.extend, cmd.fresh = flags&1 != 0, flags&2 != 0, flags&4 != 0
-	at = r.instant()
+	switch {
+	case flags&relative == 0:
+		at = r.instant()
+	case before == Instant{}:
+		r.fail(errOrder)
+	default:
+		at = r.instantAfter(before)
+	}
 	f := fieldsOf[cmd.op]
 	if f&hasReq != 0 {
 		cmd.req = r.request()

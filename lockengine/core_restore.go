@@ -25,8 +25,8 @@ var (
 // chunk takes the next chunk. At the last one it returns the core.
 func (d *stateDecoder) chunk(chunk []byte) (*core, error) {
 	d.decoder = decoder{buf: chunk}
-	if d.byte() != format {
-		return nil, errVersion
+	if d.format(); d.err != nil {
+		return nil, d.err
 	}
 	flags := d.byte()
 	if d.began != (flags&chunkFirst == 0) {

@@ -2,6 +2,7 @@ package lockengine
 
 import (
 	"bytes"
+	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -19,6 +20,7 @@ type script struct {
 	live  *core
 	now   Instant
 	log   [][]byte
+	last  Instant // of the log
 	ids   []WaiterID
 	key   uint64
 	done  map[op]int // commands of each kind that changed something
@@ -164,7 +166,8 @@ func (s *script) one(cmd command, others []*core) come {
 	if s.live.changes != before {
 		s.done[cmd.op]++
 		var e encoder
-		e.command(&cmd, s.live.now)
+		e.command(&cmd, s.live.now, s.last)
+		s.last = s.live.now
 		s.log = append(s.log, e.buf)
 	}
 	for _, c := range others {
@@ -216,9 +219,11 @@ func decode(chunks [][]byte, bound int) (c *core, err error) {
 // replayed is a core that was given the log.
 func (s *script) replayed() *core {
 	c := newCore(s.bound)
+	var cmd command
+	var at Instant
 	for _, data := range s.log {
 		d := decoder{buf: data}
-		cmd, at := d.command()
+		cmd, at = d.command(at)
 		require.NoError(s.t, d.end())
 		c.apply(&cmd, at)
 	}
@@ -325,26 +330,60 @@ func TestLooksChangeNothing(t *testing.T) {
 // Every command comes back from its bytes as it was.
 func TestCommandBytes(t *testing.T) {
 	s := newScript(t, 1)
-	for range 5000 {
+	for n := range 5000 {
 		cmd := s.next()
+		before := []Instant{{}, s.now, {s.now.Boot + 1e9, s.now.Wall - 3}}[n%3]
 		var e encoder
-		e.command(&cmd, s.now)
+		e.command(&cmd, s.now, before)
 		d := decoder{buf: e.buf}
-		again, at := d.command()
+		again, at := d.command(before)
 		require.NoError(t, d.end())
 		require.Equal(t, s.now, at)
 		var e2 encoder
-		e2.command(&again, at)
+		e2.command(&again, at, before)
 		require.Equal(t, e.buf, e2.buf)
 		if fieldsOf[cmd.op]&hasReq != 0 {
 			require.Equal(t, cmd, again)
 		}
 		for cut := range e.buf {
 			d := decoder{buf: e.buf[:cut]}
-			d.command()
+			d.command(before)
 			require.Error(t, d.end(), "cut at %d of %d", cut, len(e.buf))
 		}
 	}
+}
+
+// What a program of the format before wrote is read: a command, and the state
+// that it led to.
+func TestOldFormat(t *testing.T) {
+	const (
+		aCommand = "01010015cd5b070000000015cd853dfe9c971702110e666530303a31323a363734302e31011032547698badcfe6400000000000000000000000000" +
+			"0080090a0b0c0d80a8d6b9070167016d05"
+		aState = "010301050000000000000000002a36fe9c97170a000000000001000100020e666530303a31323a363734302e31050210010110325476" +
+			"98badcfe64000000000000000000000000000080090a0b0c0d050000000000000000002a36fe9c9717080201011032547698badcfe01000909" +
+			"01050000000000000000002a36fe9c97170102100e666530303a31323a363734302e31640000000000000000000000000000800110325476" +
+			"98badcfe0a0b0c0d00000000000a366190e591ce077b000001000000000000000000000000000000000000000000"
+	)
+	bytesOf := func(text string) []byte {
+		b, err := hex.DecodeString(text)
+		require.NoError(t, err)
+		return b
+	}
+	want := command{op: opTry, req: Request{
+		Class: Record, Mode: Shared, Kind: KindProcess, Name: "fe00:12:6740.1", Owner: Owner{1, 0xfedcba9876543210},
+		Range: Range{100, MaxEnd}, Handle: 9, Who: Who{10, 11, 12, 13}, Timeout: time.Second, Guard: "g", Meta: "m", Key: 5,
+	}}
+	d := decoder{buf: bytesOf(aCommand)}
+	cmd, at := d.command(Instant{})
+	require.NoError(t, d.end())
+	require.Equal(t, want, cmd)
+	require.Equal(t, Instant{123456789, 1700000000123456789}, at)
+
+	live := newCore(10)
+	live.apply(&want, Instant{5, 1700000000000000000})
+	read, err := decode([][]byte{bytesOf(aState)}, 10)
+	require.NoError(t, err)
+	require.Equal(t, stateOf(live), stateOf(read))
 }
 
 // A state that was cut anywhere is no state.

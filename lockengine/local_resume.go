@@ -14,6 +14,7 @@ type replayed struct {
 	byKey  map[uint64]*claim
 	endOf  map[WatchID]End // of watches that nobody has claimed
 	closed bool            // nothing more is claimed
+	last   Instant         // of the last command
 }
 
 // claim is a request that waited when the engine was started again.
@@ -71,7 +72,8 @@ func (l *Local) Replay(kind uint8, data []byte) error {
 
 func (l *Local) replayCommand(data []byte) error {
 	r := decoder{buf: data}
-	cmd, at := r.command()
+	cmd, at := r.command(l.replay.last)
+	l.replay.last = at
 	if err := r.end(); err != nil {
 		return err
 	}
@@ -101,9 +103,7 @@ func (l *Local) replayState(chunk []byte) error {
 
 func (l *Local) replayTokens(data []byte) error {
 	r := decoder{buf: data}
-	if r.byte() != format {
-		return errVersion
-	}
+	r.format()
 	last := r.word()
 	if err := r.end(); err != nil {
 		return err
