@@ -70,10 +70,10 @@ func (l *eventLog) lastOnes(limit uint64) []Event {
 func (c *core) emit(kind EventKind, class Class, name string, mode Mode, r Range, owner Owner, who Who) *Event {
 	c.changes++
 	e := c.log.next()
-	*e = Event{
-		Seq: c.log.last, At: c.now, Kind: kind,
-		Class: class, Name: name, Mode: mode, Range: r, Owner: owner, Who: who,
-	}
+	// One by one: as a whole it would be built on the stack and copied.
+	e.Seq, e.At, e.Kind = c.log.last, c.now, kind
+	e.Class, e.Name, e.Mode, e.Range, e.Owner, e.Who = class, name, mode, r, owner, who
+	e.Token, e.Waited, e.Held, e.Refused, e.Meta = 0, 0, 0, false, ""
 	return e
 }
 

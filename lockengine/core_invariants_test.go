@@ -242,7 +242,11 @@ func (k *checker) counts() {
 		k.is(p.held == k.held[p], "party %d holds %d, not %d", p.pid, k.held[p], p.held)
 		stuck += change(false, p.stuck())
 	}
-	k.is(maps.Equal(k.used, k.quota.used), "users have %v, not %v", k.used, k.quota.used)
+	used := maps.Clone(k.quota.used)
+	if last := k.quota.last; last.n != 0 {
+		used[last.uid] = last.n
+	}
+	k.is(maps.Equal(k.used, used), "users have %v, not %v", k.used, used)
 	k.is(stuck == k.stuckParties, "%d parties stuck, not %d", stuck, k.stuckParties)
 	for _, h := range k.handles {
 		n := 0
@@ -257,7 +261,7 @@ func (k *checker) counts() {
 func (k *checker) idle() {
 	for _, class := range fileClasses {
 		for _, o := range k.owners[class] {
-			k.is(!o.idle() || *o == owner{key: o.key, class: o.class, parked: true, copied: o.copied}, "idle owner %v", o.key)
+			k.is(!o.idle() || *o == owner{key: o.key, class: o.class, parked: true, copied: o.copied, hint: o.hint}, "idle owner %v", o.key)
 		}
 	}
 	for id, h := range k.handles {

@@ -10,6 +10,7 @@ type owner struct {
 	told    bool   // kind is from a request, which nothing overrides
 	assumed bool   // nobody could say what it is: counts as a process
 	handle  uint64 // through which it asked last; 0: none yet
+	hint    hint
 	segs    int
 	waits   list[waiter, waitsOfOwner]
 	places  list[place, placesOfOwner]
@@ -18,6 +19,28 @@ type owner struct {
 	from *owner // who waits for it, in that search; nil: the newcomer
 
 	copied uint64 // number of the last cut that has its facts
+}
+
+// hint is what an owner's last lock came with, to be found without a search. It
+// may have been forgotten since, and then be zero or somebody else's: its number
+// tells.
+type hint struct {
+	handle *handle
+	party  *party
+}
+
+// cameWith returns the states of the handle and the party of a request of this
+// owner, new if need be; nil for 0.
+func (c *core) cameWith(o *owner, req *Request) (*handle, *party) {
+	h, p := o.hint.handle, o.hint.party
+	if h == nil || h.id != req.Handle || h.id == 0 {
+		h = c.handleOf(req.Handle)
+	}
+	if p == nil || p.pid != req.Who.PID || p.pid == 0 {
+		p = c.partyOf(req.Who.PID)
+	}
+	o.hint = hint{h, p}
+	return h, p
 }
 
 // stuck: it holds and waits.
@@ -86,7 +109,7 @@ func (c *core) freeOwner(o *owner) {
 		return
 	}
 	parked := o.parked
-	*o = owner{key: o.key, class: o.class, parked: true, copied: o.copied}
+	*o = owner{key: o.key, class: o.class, parked: true, copied: o.copied, hint: o.hint}
 	if parked {
 		return
 	}

@@ -7,22 +7,42 @@ package lockengine
 type quota struct {
 	max  int            // 0: no bound
 	root bool           // uid 0 is bound too
-	used map[uint32]int // by uid; nobody has 0
+	used map[uint32]int // by uid, but for the last user; nobody has 0
+	last struct {       // the user counted last: mostly the next one too
+		uid uint32
+		n   int
+	}
 }
 
 // count counts n more (or fewer) for a user.
 func (q *quota) count(uid uint32, n int) {
-	if left := q.used[uid] + n; left != 0 {
-		q.used[uid] = left
-	} else {
-		delete(q.used, uid)
+	if uid != q.last.uid {
+		q.turn(uid)
 	}
+	q.last.n += n
+}
+
+// turn makes a user the last one.
+func (q *quota) turn(uid uint32) {
+	if q.last.n != 0 {
+		q.used[q.last.uid] = q.last.n
+	}
+	q.last.uid, q.last.n = uid, q.used[uid]
+	delete(q.used, uid)
+}
+
+// of is how many a user has.
+func (q *quota) of(uid uint32) int {
+	if uid == q.last.uid {
+		return q.last.n
+	}
+	return q.used[uid]
 }
 
 // over says whether n more would be too many. Who is over the bound already
 // may still have fewer, or the same.
 func (q *quota) over(uid uint32, n int) bool {
-	return q.max > 0 && n > 0 && (uid != 0 || q.root) && q.used[uid]+n > q.max
+	return q.max > 0 && n > 0 && (uid != 0 || q.root) && q.of(uid)+n > q.max
 }
 
 // overQuota says whether the request, granted now, or waiting if it is

@@ -130,11 +130,12 @@ func (c *core) freeResource(r *resource) {
 // touches of the same mode. A merged segment is the newest one's in all else.
 func (c *core) take(req *Request) {
 	r := c.resourceOf(req.Class, req.Name)
-	h := c.holding(r, c.ownerOf(req))
+	o := c.ownerOf(req)
+	h := c.holding(r, o)
 	merged := c.clear(h, req.Range, req.Mode)
 	s := c.pools.seg.get()
 	*s = seg{Range: merged, mode: req.Mode, by: h, who: req.Who, since: c.now}
-	s.handle, s.party = c.handleOf(req.Handle), c.partyOf(req.Who.PID)
+	s.handle, s.party = c.cameWith(o, req)
 	c.addSeg(s)
 }
 

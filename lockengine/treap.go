@@ -25,6 +25,11 @@ func (t *treap[T, O]) empty() bool { return t.root == nil }
 func (t *treap[T, O]) insert(x *T, prio uint32) {
 	var o O
 	*o.links(x) = links[T]{prio: prio}
+	if t.root == nil { // most often
+		o.update(x)
+		t.root = x
+		return
+	}
 	t.root = insertAt[T, O](t.root, x)
 }
 
@@ -69,7 +74,15 @@ func split[T any, O order[T]](n, x *T) (low, high *T) {
 }
 
 // remove takes out x, which must be in the treap.
-func (t *treap[T, O]) remove(x *T) { t.root = removeAt[T, O](t.root, x) }
+func (t *treap[T, O]) remove(x *T) {
+	var o O
+	if l := o.links(x); t.root == x && l.left == nil && l.right == nil { // most often
+		*l = links[T]{}
+		t.root = nil
+		return
+	}
+	t.root = removeAt[T, O](t.root, x)
+}
 
 func removeAt[T any, O order[T]](n, x *T) *T {
 	var o O
