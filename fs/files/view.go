@@ -12,12 +12,16 @@ import (
 // LockKey is the identity of a node's backing file: the same for all its hard links, never used again for another
 // file. It contains device, inode and birth time.
 func (f *FS) LockKey(node uint64) (key string, ok bool) {
+	if n := f.lastLocked.Load(); n != nil && n.id == node {
+		return n.key, true
+	}
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	n := f.nodes[node]
-	f.mu.Unlock()
 	if n == nil {
 		return "", false
 	}
+	f.lastLocked.Store(n)
 	return n.key, true
 }
 
