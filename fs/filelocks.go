@@ -87,31 +87,51 @@ func (s *Server) setlk(in *fuse.LkIn, wait bool) {
 		s.dev.replyError(in.Unique, errnoOf(err))
 		return
 	}
-	unique := in.Unique // the buffer in is in is used again while this waits
-	s.wait(unique, req, func(_ lockengine.Grant, err error) bool {
-		return s.dev.replyError(unique, errnoOf(err))
-	})
+	s.wait(in.Unique, req, nil)
 }
 
-// wait asks for a lock and parks the request meanwhile. done answers it, when
-// it was not interrupted. It returns for how long the request has waited
-// already, with the process before this one.
-func (s *Server) wait(unique uint64, req lockengine.Request, done func(lockengine.Grant, error) bool) (waited time.Duration) {
-	var id atomic.Uint64
-	s.parking.add(unique, func(keepPlace bool) bool {
-		return s.engine.Cancel(lockengine.WaiterID(id.Load()), keepPlace)
-	})
-	answer := func(g lockengine.Grant, err error) {
-		if s.parking.take(unique) {
-			done(g, err)
-		}
+// lockWait is a request for a lock that may have to wait.
+type lockWait struct {
+	s      *Server
+	unique uint64
+	done   func(lockengine.Grant, error) // answers; nil: with the errno
+	// decide is the method decided, which would be allocated at each use.
+	decide func(lockengine.Grant, error)
+	// state says who answers when it is decided: see park.
+	state atomic.Uint32
+}
+
+const (
+	waitAsked = iota
+	waitParked
+	waitDecided
+)
+
+// newLockWait returns one: mostly that of the last request which did not have to
+// wait, so that such a request allocates nothing.
+func (s *Server) newLockWait() *lockWait {
+	if w := s.lockWait.Swap(nil); w != nil {
+		return w
 	}
-	grant, waiter, err := s.engine.Wait(req, answer)
+	w := &lockWait{s: s}
+	w.decide = w.decided
+	return w
+}
+
+// wait asks for a lock and parks the request if it has to wait. done answers
+// it, when it was not interrupted. It returns for how long the request has waited
+// already, with the process before this one.
+func (s *Server) wait(unique uint64, req lockengine.Request, done func(lockengine.Grant, error)) (waited time.Duration) {
+	w := s.newLockWait()
+	w.unique, w.done = unique, done
+	grant, waiter, err := s.engine.Wait(req, w.decide)
 	if waiter == 0 {
-		answer(grant, err)
+		w.answer(grant, err)
+		w.done = nil
+		s.lockWait.Store(w)
 		return 0
 	}
-	id.Store(uint64(waiter))
+	w.park(waiter)
 	if !isResent(unique) {
 		return 0
 	}
@@ -120,6 +140,30 @@ func (s *Server) wait(unique uint64, req lockengine.Request, done func(lockengin
 		return 0
 	}
 	return time.Duration(s.now().Boot - since.Boot)
+}
+
+// park parks the request, so that it can be interrupted. It may have been decided
+// already, and then is answered: nobody else can know of it before.
+func (w *lockWait) park(waiter lockengine.WaiterID) {
+	w.s.parking.add(w.unique, func(keepPlace bool) bool { return w.s.engine.Cancel(waiter, keepPlace) })
+	if !w.state.CompareAndSwap(waitAsked, waitParked) {
+		w.s.parking.take(w.unique)
+	}
+}
+
+// decided is called when the wait is over, unless it was canceled.
+func (w *lockWait) decided(g lockengine.Grant, err error) {
+	if w.state.Swap(waitDecided) == waitAsked || w.s.parking.take(w.unique) {
+		w.answer(g, err)
+	}
+}
+
+func (w *lockWait) answer(g lockengine.Grant, err error) {
+	if w.done == nil {
+		w.s.dev.replyError(w.unique, errnoOf(err))
+		return
+	}
+	w.done(g, err)
 }
 
 // getlk handles GETLK. F_OFD_GETLK lets F_UNLCK through, which asks for the

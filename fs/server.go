@@ -100,10 +100,12 @@ type Server struct {
 	dynamic dynamicNodes
 	handles handles
 	parking parking
-	renders renders
-	events  followers
-	removed removals
-	notices *notices
+	// lockWait is one to be used again.
+	lockWait atomic.Pointer[lockWait]
+	renders  renders
+	events   followers
+	removed  removals
+	notices  *notices
 
 	instance   instance
 	intents    intents

@@ -39,11 +39,12 @@ func (s *Server) openTake(n node, in fuse.OpenIn) {
 		return
 	}
 	unique := in.Unique
-	granted := func(g lockengine.Grant, err error) bool {
+	granted := func(g lockengine.Grant, err error) {
 		if err != nil {
-			return s.dev.replyError(unique, errnoOf(err))
+			s.dev.replyError(unique, errnoOf(err))
+			return
 		}
-		return s.openTaken(n, unique, in.Flags, req, g)
+		s.openTaken(n, unique, in.Flags, req, g)
 	}
 	if in.Flags&syscall.O_NONBLOCK != 0 || w.bounded && w.wait == 0 {
 		try := func() { granted(s.engine.Try(req)) }
@@ -126,29 +127,28 @@ func ownerID(pid int32, kind string, h *fuse.InHeader) uint64 {
 }
 
 // openTaken answers the OPEN with a handle on the lock granted.
-func (s *Server) openTaken(n node, unique uint64, flags uint32, req lockengine.Request, g lockengine.Grant) bool {
+func (s *Server) openTaken(n node, unique uint64, flags uint32, req lockengine.Request, g lockengine.Grant) {
 	h := &handle{fh: req.Handle, node: n, uid: req.Who.UID, flags: flags,
 		taking: &taking{name: req.Name, token: g.Token, hold: req.Timeout == 0, pid: req.Who.PID},
 		data:   append(strconv.AppendUint(nil, g.Token, 10), '\n')}
 	s.openHandle(h)
-	return s.answerTaken(h, unique)
+	s.answerTaken(h, unique)
 }
 
 // answerTaken answers the OPEN. If nobody is there to take the handle, the
 // lock goes back.
-func (s *Server) answerTaken(h *handle, unique uint64) bool {
+func (s *Server) answerTaken(h *handle, unique uint64) {
 	out := fuse.OpenOut{Fh: h.fh, OpenFlags: fuse.FOPEN_DIRECT_IO}
 	s.dev.notifySize(h.node.id)
 	if !s.dev.reply(unique, unsafe.Slice((*byte)(unsafe.Pointer(&out)), unsafe.Sizeof(out))) {
 		s.engine.DropHandle(h.fh)
 		s.closeHandle(h.fh)
-		return false
+		return
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.taking.answered = true
 	s.saveHandle(h)
-	return true
 }
 
 // readTaken reads the token. The handle of a hold that was released by force
