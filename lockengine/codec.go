@@ -21,11 +21,21 @@ var (
 
 // encoder appends to a buffer that is used again. What is mostly small is of
 // variable length; what is mostly large is quicker as it is.
+//
+// What is called many times for a command is not inlined: after a round trip
+// through the kernel no code is in a cache, and what counts is how much there is
+// to fetch.
 type encoder struct{ buf []byte }
 
-func (w *encoder) byte(b byte)   { w.buf = append(w.buf, b) }
-func (w *encoder) num(n uint64)  { w.buf = binary.AppendUvarint(w.buf, n) }
-func (w *encoder) int(n int64)   { w.buf = binary.AppendVarint(w.buf, n) }
+func (w *encoder) byte(b byte) { w.buf = append(w.buf, b) }
+
+//go:noinline
+func (w *encoder) num(n uint64) { w.buf = binary.AppendUvarint(w.buf, n) }
+
+//go:noinline
+func (w *encoder) int(n int64) { w.buf = binary.AppendVarint(w.buf, n) }
+
+//go:noinline
 func (w *encoder) word(n uint64) { w.buf = binary.LittleEndian.AppendUint64(w.buf, n) }
 
 func (w *encoder) bool(b bool) {
@@ -36,6 +46,7 @@ func (w *encoder) bool(b bool) {
 	w.byte(0)
 }
 
+//go:noinline
 func (w *encoder) str(s string) {
 	w.num(uint64(len(s)))
 	w.buf = append(w.buf, s...)
@@ -74,8 +85,7 @@ func (w *encoder) who(p Who) {
 
 // kinds packs three small numbers.
 func (w *encoder) kinds(class Class, mode Mode, kind OwnerKind) {
-	w.byte(byte(class))
-	w.byte(byte(mode)<<4 | byte(kind)&15)
+	w.buf = append(w.buf, byte(class), byte(mode)<<4|byte(kind)&15)
 }
 
 func (w *encoder) request(r *Request) {

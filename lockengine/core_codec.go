@@ -46,15 +46,15 @@ var fieldsOf = [...]fields{
 // command writes a command and when it was done: relative to an instant before,
 // if there is one (zero: none).
 func (w *encoder) command(cmd *command, at, before Instant) {
-	f := fieldsOf[cmd.op]
-	w.byte(format)
-	w.byte(byte(cmd.op))
-	if before == (Instant{}) {
-		w.byte(cmd.flags())
-		w.instant(at)
-	} else {
-		w.byte(cmd.flags() | relative)
+	f, flags := fieldsOf[cmd.op], cmd.flags()
+	if before != (Instant{}) {
+		flags |= relative
+	}
+	w.buf = append(w.buf, format, byte(cmd.op), flags)
+	if flags&relative != 0 {
 		w.instantAfter(at, before)
+	} else {
+		w.instant(at)
 	}
 	if f&hasReq != 0 {
 		w.request(&cmd.req)
@@ -68,6 +68,13 @@ func (w *encoder) command(cmd *command, at, before Instant) {
 		w.owner(cmd.req.Owner)
 		w.rng(cmd.req.Range)
 	}
+	if f&^(hasName|hasLock) != 0 {
+		w.others(cmd, f)
+	}
+}
+
+// others is the fields that the commands of most locks have not.
+func (w *encoder) others(cmd *command, f fields) {
 	if f&hasHandle != 0 {
 		w.num(cmd.req.Handle)
 	}
@@ -82,11 +89,6 @@ func (w *encoder) command(cmd *command, at, before Instant) {
 		w.int(cmd.max)
 		w.int(cmd.second)
 	}
-	w.rare(cmd, f)
-}
-
-// rare is the fields that few commands have.
-func (w *encoder) rare(cmd *command, f fields) {
 	if f&hasHow != 0 {
 		w.byte(byte(cmd.how))
 	}
@@ -115,10 +117,14 @@ func (w *encoder) rare(cmd *command, f fields) {
 const relative = 1 << 3
 
 func (cmd *command) flags() (b byte) {
-	for i, set := range [...]bool{cmd.keep, cmd.extend, cmd.fresh} {
-		if set {
-			b |= 1 << i
-		}
+	if cmd.keep {
+		b |= 1
+	}
+	if cmd.extend {
+		b |= 2
+	}
+	if cmd.fresh {
+		b |= 4
 	}
 	return b
 }

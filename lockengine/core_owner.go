@@ -108,11 +108,12 @@ func (c *core) freeOwner(o *owner) {
 	if !o.idle() {
 		return
 	}
-	parked := o.parked
-	*o = owner{key: o.key, class: o.class, parked: true, copied: o.copied, hint: o.hint}
-	if parked {
+	o.kind, o.told, o.assumed, o.handle = KindUnknown, false, false, 0
+	o.seen, o.from = 0, nil
+	if o.parked {
 		return
 	}
+	o.parked = true
 	if old := c.lots.owner.park(o); old != nil {
 		old.parked = false
 		if old.idle() {

@@ -134,7 +134,7 @@ func (c *core) take(req *Request) {
 	h := c.holding(r, o)
 	merged := c.clear(h, req.Range, req.Mode)
 	s := c.pools.seg.get()
-	*s = seg{Range: merged, mode: req.Mode, by: h, who: req.Who, since: c.now}
+	s.Range, s.mode, s.by, s.who, s.since = merged, req.Mode, h, req.Who, c.now
 	s.handle, s.party = c.cameWith(o, req)
 	c.addSeg(s)
 }
