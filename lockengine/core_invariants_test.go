@@ -247,6 +247,11 @@ func (k *checker) counts() {
 		used[last.uid] = last.n
 	}
 	k.is(maps.Equal(k.used, used), "users have %v, not %v", k.used, used)
+	all := 0
+	for _, n := range k.used {
+		all += n
+	}
+	k.is(all == k.quota.all, "all users have %d, not %d", all, k.quota.all)
 	k.is(stuck == k.stuckParties, "%d parties stuck, not %d", stuck, k.stuckParties)
 	for _, h := range k.handles {
 		n := 0

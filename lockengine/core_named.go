@@ -193,7 +193,7 @@ func (c *core) addNamed(n *named, h *handle) {
 	}
 	if h != nil {
 		n.ext().handle = h
-		h.names.push(n)
+		h.names.push(n, &n.more.ofHandle)
 	}
 }
 
@@ -319,7 +319,7 @@ func (c *core) endMore(n *named, how End) {
 	m := n.more
 	for w := range m.watches.all {
 		c.done = append(c.done, completion{watch: w.id, end: how})
-		m.watches.remove(w)
+		m.watches.remove(w, &w.hook)
 		delete(c.watches, w.id)
 	}
 	c.dropNameHandle(n)
@@ -335,7 +335,7 @@ func (c *core) dropNameHandle(n *named) {
 	c.cut.namedChanges(n)
 	h := n.more.handle
 	n.more.handle = nil
-	h.names.remove(n)
+	h.names.remove(n, &n.more.ofHandle)
 	c.freeHandle(h)
 	c.changes++
 }
@@ -461,7 +461,7 @@ func (c *core) addWatch(name string, token uint64, id WatchID) error {
 
 func (c *core) watchNamed(n *named, id WatchID) {
 	w := &watch{id: id, named: n}
-	n.ext().watches.push(w)
+	n.ext().watches.push(w, &w.hook)
 	c.watches[id] = w
 }
 
@@ -471,7 +471,7 @@ func (c *core) dropWatch(id WatchID) bool {
 		return false
 	}
 	c.cut.namedChanges(w.named)
-	w.named.more.watches.remove(w)
+	w.named.more.watches.remove(w, &w.hook)
 	delete(c.watches, id)
 	c.changes++
 	return true

@@ -218,7 +218,9 @@ func (c *core) partyHolds(p *party, n int) {
 	was := p.stuck()
 	p.held += n
 	c.stuckParties += change(was, p.stuck())
-	c.freeParty(p)
+	if p.held == 0 {
+		c.freeParty(p)
+	}
 }
 
 func (p *party) idle() bool { return p.held == 0 && p.waits.empty() }

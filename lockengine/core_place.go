@@ -68,14 +68,14 @@ func (c *core) keepPlace(w *waiter) {
 
 func (c *core) addPlace(p *place) {
 	if p.owner != nil {
-		p.owner.places.push(p)
+		p.owner.places.push(p, &p.ofOwner)
 	}
 	if p.handle != nil {
-		p.handle.places.push(p)
+		p.handle.places.push(p, &p.ofHandle)
 	}
 	c.births++
 	p.born = c.births
-	c.places.queue.push(p)
+	c.places.queue.push(p, &p.inTable)
 	head := c.places.byKey[p.key]
 	c.places.byKey[p.key] = chainPlace(head, p)
 }
@@ -114,13 +114,13 @@ func (c *core) forgetPlace(p *place) {
 	} else {
 		c.places.byKey[p.key] = head
 	}
-	c.places.queue.remove(p)
+	c.places.queue.remove(p, &p.inTable)
 	if p.owner != nil {
-		p.owner.places.remove(p)
+		p.owner.places.remove(p, &p.ofOwner)
 		c.freeOwner(p.owner)
 	}
 	if p.handle != nil {
-		p.handle.places.remove(p)
+		p.handle.places.remove(p, &p.ofHandle)
 		c.freeHandle(p.handle)
 	}
 }

@@ -7,6 +7,7 @@ package lockengine
 type quota struct {
 	max  int            // 0: no bound
 	root bool           // uid 0 is bound too
+	all  int            // of all users
 	used map[uint32]int // by uid, but for the last user; nobody has 0
 	last struct {       // the user counted last: mostly the next one too
 		uid uint32
@@ -20,7 +21,12 @@ func (q *quota) count(uid uint32, n int) {
 		q.turn(uid)
 	}
 	q.last.n += n
+	q.all += n
 }
+
+// tight says whether a user could be over the bound by one request at all: it adds
+// a lock, and at most one more by making a hole in another.
+func (q *quota) tight() bool { return q.max > 0 && q.all+2 > q.max }
 
 // turn makes a user the last one.
 func (q *quota) turn(uid uint32) {
@@ -50,7 +56,7 @@ func (q *quota) over(uid uint32, n int) bool {
 // (What a wait ends with is not asked for again: a lock in the middle of
 // another one then makes one more than was counted.)
 func (c *core) overQuota(req *Request, blocked bool) bool {
-	if c.quota.max == 0 {
+	if !c.quota.tight() {
 		return false
 	}
 	uid, n := req.Who.UID, 1
@@ -102,6 +108,9 @@ func (s *seg) around(rng Range) (n int) {
 // locks than before, and too many: this alone, a hole in one lock, can fail.
 // Else locks without end could be had by making holes.
 func (c *core) splitsOverQuota(h *holding, rng Range) bool {
+	if !c.quota.tight() {
+		return false
+	}
 	s := h.touching(rng.Start + 1)
 	return s != nil && s.overlaps(rng) && c.quota.over(s.who.UID, s.around(rng)-1)
 }

@@ -63,6 +63,9 @@ func (r *resource) conflicts(rng Range, mode Mode, skip func(*owner) bool, yield
 
 // holdingOf returns what the owner holds here, nil if nothing.
 func (r *resource) holdingOf(owner Owner) *holding {
+	if h := r.holdings.root; h == nil || h.owner.key == owner {
+		return h
+	}
 	h := r.holdings.seek(func(h *holding) bool { return !h.owner.key.less(owner) })
 	if h == nil || h.owner.key != owner {
 		return nil
@@ -70,8 +73,22 @@ func (r *resource) holdingOf(owner Owner) *holding {
 	return h
 }
 
+// only returns the owner's segment if it has but one.
+func (h *holding) only() *seg {
+	if s := h.segs.root; s != nil && s.mine.left == nil && s.mine.right == nil {
+		return s
+	}
+	return nil
+}
+
 // touching returns the owner's first segment that ends at or after at.
 func (h *holding) touching(at uint64) *seg {
+	if s := h.only(); s != nil {
+		if s.End < at {
+			return nil
+		}
+		return s
+	}
 	return h.segs.seek(func(s *seg) bool { return s.End >= at })
 }
 
@@ -144,7 +161,7 @@ func (c *core) holding(r *resource, o *owner) *holding {
 	if h == nil {
 		h = c.pools.holding.get()
 		h.res, h.owner = r, o
-		r.holdings.insert(h, c.prio())
+		r.holdings.insert(h, &h.links, c.prio())
 	}
 	return h
 }
@@ -197,12 +214,12 @@ func (c *core) addSeg(s *seg) {
 	h := s.by
 	c.births++
 	s.born = c.births
-	c.segs.push(s)
+	c.segs.push(s, &s.ofCore)
 	h.res.n++
 	h.res.tree(s.mode).insert(s, c.prio())
-	h.segs.insert(s, c.prio())
+	h.segs.insert(s, &s.mine, c.prio())
 	if s.handle != nil {
-		s.handle.segs.push(s)
+		s.handle.segs.push(s, &s.hook)
 	}
 	c.partyHolds(s.party, 1)
 	c.ownerHolds(h.owner, 1)
@@ -215,12 +232,12 @@ func (c *core) addSeg(s *seg) {
 func (c *core) removeSeg(s *seg) {
 	h := s.by
 	c.cut.segGoes(s)
-	c.segs.remove(s)
+	c.segs.remove(s, &s.ofCore)
 	h.res.n--
 	h.res.tree(s.mode).remove(s)
-	h.segs.remove(s)
+	h.segs.remove(s, &s.mine)
 	if s.handle != nil {
-		s.handle.segs.remove(s)
+		s.handle.segs.remove(s, &s.hook)
 		c.freeHandle(s.handle)
 	}
 	c.partyHolds(s.party, -1)
@@ -235,7 +252,7 @@ func (c *core) freeHolding(h *holding) {
 		return
 	}
 	r, o := h.res, h.owner
-	r.holdings.remove(h)
+	r.holdings.remove(h, &h.links)
 	c.pools.holding.put(h)
 	c.freeOwner(o)
 	c.freeResource(r)

@@ -49,7 +49,7 @@ func (c *core) wait(req *Request) result {
 	if g, ok := c.granted(req); ok {
 		return result{grant: g}
 	}
-	if c.quota.max > 0 && c.overQuota(req, c.blocked(req)) {
+	if c.quota.tight() && c.overQuota(req, c.blocked(req)) {
 		return result{err: c.refuseQuota()}
 	}
 	if g, ok := c.grantNow(req); ok {

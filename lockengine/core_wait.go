@@ -122,7 +122,8 @@ func (c *core) groupOf(r *resource, rng Range, mode Mode) *group {
 	}
 	g = c.pools.group.get()
 	g.Range, g.mode, g.res = rng, mode, r
-	r.groups.insert(g, c.prio())
+	g.maxEnd = g.End
+	r.groups.insert(g, &g.links, c.prio())
 	return g
 }
 
@@ -136,7 +137,7 @@ func (c *core) freeGroup(g *group) {
 		c.freeEntry(n)
 	default:
 		r := g.res
-		r.groups.remove(g)
+		r.groups.remove(g, &g.links)
 		c.pools.group.put(g)
 		c.freeResource(r)
 	}
@@ -198,7 +199,7 @@ func (c *core) link(w *waiter) {
 	c.waiters[w.id] = w
 	c.births++
 	w.born = c.births
-	c.line.push(w)
+	c.line.push(w, &w.ofCore)
 	c.quota.count(w.req.Who.UID, 1)
 	if w.req.Class == Named {
 		w.group = c.queueOf(c.entry(w.req.Name))
@@ -208,13 +209,13 @@ func (c *core) link(w *waiter) {
 		r.n++
 		w.group = c.groupOf(r, w.req.Range, w.req.Mode)
 		w.owner = c.ownerOf(&w.req)
-		w.group.owners.insert(w, c.prio())
+		w.group.owners.insert(w, &w.byOwner, c.prio())
 		c.ownerWaits(w, (*list[waiter, waitsOfOwner]).push)
 	}
-	w.group.queue.insert(w, c.prio())
+	w.group.queue.insert(w, &w.byID, c.prio())
 	w.group.n++
 	if w.handle = c.handleOf(w.req.Handle); w.handle != nil {
-		w.handle.waits.push(w)
+		w.handle.waits.push(w, &w.ofHand)
 	}
 	if w.party = c.partyOf(w.req.Who.PID); w.party != nil {
 		c.partyWaits(w, (*list[waiter, waitsOfParty]).push)
@@ -225,21 +226,21 @@ func (c *core) link(w *waiter) {
 func (c *core) unlink(w *waiter) {
 	c.waiters = without(&c.shrinking, mapWaiters, c.waiters, w.id)
 	c.cut.waiterGoes(w)
-	c.line.remove(w)
+	c.line.remove(w, &w.ofCore)
 	c.quota.count(w.req.Who.UID, -1)
 	c.stats.Waiting[w.req.Class]--
-	w.group.queue.remove(w)
+	w.group.queue.remove(w, &w.byID)
 	w.group.n--
 	c.dropGuard(w)
 	if w.owner != nil {
 		w.group.res.n--
-		w.group.owners.remove(w)
+		w.group.owners.remove(w, &w.byOwner)
 		c.ownerWaits(w, (*list[waiter, waitsOfOwner]).remove)
 		c.freeOwner(w.owner)
 	}
 	c.freeGroup(w.group)
 	if w.handle != nil {
-		w.handle.waits.remove(w)
+		w.handle.waits.remove(w, &w.ofHand)
 		c.freeHandle(w.handle)
 	}
 	if w.party != nil {
@@ -250,17 +251,17 @@ func (c *core) unlink(w *waiter) {
 }
 
 // ownerWaits changes the list of the owner's waits, keeping count of stuck ones.
-func (c *core) ownerWaits(w *waiter, edit func(*list[waiter, waitsOfOwner], *waiter)) {
+func (c *core) ownerWaits(w *waiter, edit func(*list[waiter, waitsOfOwner], *waiter, *hook[waiter])) {
 	was := w.owner.stuck()
-	edit(&w.owner.waits, w)
+	edit(&w.owner.waits, w, &w.ofOwner)
 	if w.owner.class == Record {
 		c.stuckOwners += change(was, w.owner.stuck())
 	}
 }
 
-func (c *core) partyWaits(w *waiter, edit func(*list[waiter, waitsOfParty], *waiter)) {
+func (c *core) partyWaits(w *waiter, edit func(*list[waiter, waitsOfParty], *waiter, *hook[waiter])) {
 	was := w.party.stuck()
-	edit(&w.party.waits, w)
+	edit(&w.party.waits, w, &w.ofParty)
 	c.stuckParties += change(was, w.party.stuck())
 }
 

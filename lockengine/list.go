@@ -14,9 +14,11 @@ type list[T any, H hooked[T]] struct {
 
 func (l *list[T, H]) empty() bool { return l.head == nil }
 
-func (l *list[T, H]) push(x *T) {
+// push appends x, with k its hook of this list: who calls knows it, the list would
+// have to ask.
+func (l *list[T, H]) push(x *T, k *hook[T]) {
 	var h H
-	*h.hook(x) = hook[T]{prev: l.tail}
+	k.prev = l.tail
 	if l.tail == nil {
 		l.head = x
 	} else {
@@ -25,10 +27,9 @@ func (l *list[T, H]) push(x *T) {
 	l.tail = x
 }
 
-// remove takes out x, which must be in the list.
-func (l *list[T, H]) remove(x *T) {
+// remove takes out x, which must be in the list, with k its hook of this list.
+func (l *list[T, H]) remove(x *T, k *hook[T]) {
 	var h H
-	k := h.hook(x)
 	if k.prev == nil {
 		l.head = k.next
 	} else {
@@ -39,7 +40,7 @@ func (l *list[T, H]) remove(x *T) {
 	} else {
 		h.hook(k.next).prev = k.prev
 	}
-	*k = hook[T]{}
+	k.prev, k.next = nil, nil
 }
 
 // all yields the elements, oldest first. The one yielded may be removed

@@ -34,7 +34,10 @@ func (r *recorder) command(cmd *command, at Instant) {
 	r.enc.buf = r.enc.buf[:0]
 	r.enc.command(cmd, at, r.last)
 	r.last = at
-	err := r.settle()
+	var err error
+	if len(r.owed) > 0 {
+		err = r.settle()
+	}
 	if err == nil {
 		err = r.append(recordCommand, r.enc.buf)
 	}
@@ -107,7 +110,10 @@ func (l *Local) room(cmd *command) error {
 
 // roomFor fails with ErrNoSpace if a record of n bytes has no room.
 func (l *Local) roomFor(n int) error {
-	err := l.record.settle()
+	var err error
+	if len(l.record.owed) > 0 {
+		err = l.record.settle()
+	}
 	if err == nil {
 		err = l.record.log.Room(n, l.core.reserve())
 	}

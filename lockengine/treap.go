@@ -22,11 +22,11 @@ type treap[T any, O order[T]] struct{ root *T }
 
 func (t *treap[T, O]) empty() bool { return t.root == nil }
 
-func (t *treap[T, O]) insert(x *T, prio uint32) {
-	var o O
-	*o.links(x) = links[T]{prio: prio}
-	if t.root == nil { // most often
-		o.update(x)
+// insert adds x, with l its links of this treap: who calls knows them, the treap
+// would have to ask. The summary of x must be that of x alone.
+func (t *treap[T, O]) insert(x *T, l *links[T], prio uint32) {
+	l.prio = prio
+	if t.root == nil {
 		t.root = x
 		return
 	}
@@ -37,7 +37,6 @@ func insertAt[T any, O order[T]](n, x *T) *T {
 	var o O
 	lx := o.links(x)
 	if n == nil {
-		o.update(x)
 		return x
 	}
 	ln := o.links(n)
@@ -73,11 +72,9 @@ func split[T any, O order[T]](n, x *T) (low, high *T) {
 	return low, high
 }
 
-// remove takes out x, which must be in the treap.
-func (t *treap[T, O]) remove(x *T) {
-	var o O
-	if l := o.links(x); t.root == x && l.left == nil && l.right == nil { // most often
-		*l = links[T]{}
+// remove takes out x, which must be in the treap, with l its links of this treap.
+func (t *treap[T, O]) remove(x *T, l *links[T]) {
+	if t.root == x && l.left == nil && l.right == nil {
 		t.root = nil
 		return
 	}

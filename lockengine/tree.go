@@ -43,6 +43,13 @@ type segTree struct {
 	treap[seg, segsByStart]
 }
 
+func (t *segTree) insert(s *seg, prio uint32) {
+	s.maxEnd, s.sum = s.End, s.by.owner
+	t.treap.insert(s, &s.tree, prio)
+}
+
+func (t *segTree) remove(s *seg) { t.treap.remove(s, &s.tree) }
+
 type segsByStart struct{}
 
 func (segsByStart) links(s *seg) *links[seg] { return &s.tree }
