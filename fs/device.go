@@ -103,7 +103,7 @@ func (d *fuseDevice) read(buf []byte) (int, error) {
 // tryRead implements [connection].
 func (d *fuseDevice) tryRead(buf []byte) (int, error) {
 	for {
-		n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(d.fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)))
+		n, _, errno := syscall.RawSyscall6(unix.SYS_READ, uintptr(d.fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), 0, 0, 0)
 		switch errno {
 		case 0:
 			return int(n), nil
@@ -166,7 +166,7 @@ func isShortAnswer(frame []byte) bool {
 // block.
 func (d *fuseDevice) writeAtOnce(p unsafe.Pointer, n int) error {
 	for {
-		_, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(d.fd), uintptr(p), uintptr(n))
+		_, _, errno := syscall.RawSyscall6(unix.SYS_WRITE, uintptr(d.fd), uintptr(p), uintptr(n), 0, 0, 0)
 		switch errno {
 		case 0:
 			return nil

@@ -206,6 +206,7 @@ func (s *Server) failInFlight() {
 	s.log.Warn("this kernel cannot send requests again (Linux 6.9 can): what was asked for when the process before died fails with EIO")
 	buf, out := s.buffer(), s.buffer()
 	defer s.host.buffers.Put(out)
+	defer s.condemn(&buf)
 	n, err := s.dev.read(buf[:])
 	if err != nil || n < sizeofInHeader {
 		return // the reader will meet it again
@@ -239,6 +240,7 @@ func (p *pending) less() {
 func (s *Server) dispatchCopy(in []byte, slow *pending) {
 	buf, out := s.buffer(), s.buffer()
 	defer s.host.buffers.Put(out)
+	defer s.condemn(&buf)
 	n := copy(buf[:], in)
 	slow.add()
 	if s.dispatch(buf, n, out, slow.less) {

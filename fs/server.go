@@ -200,6 +200,7 @@ func (s *Server) Serve() (err error) {
 		}()
 	}
 	in, out := s.buffer(), s.buffer()
+	defer s.condemn(&in)
 	for {
 		n, err := s.dev.read(in[:])
 		if err != nil || n == 0 {
@@ -247,7 +248,6 @@ func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte, do
 		return true
 	}
 	h := (*fuse.InHeader)(unsafe.Pointer(in))
-	defer s.condemn(h.Unique)
 	if isResent(h.Unique) && s.deadly[requestID(h.Unique)] {
 		s.dev.replyError(h.Unique, syscall.EIO)
 		return true
@@ -270,9 +270,9 @@ func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte, do
 		s.answer(in[:n], out)
 		return true
 	}
-	unique := h.Unique
 	s.spawn(func() {
-		defer s.condemn(unique)
+		in := in // so that no other request has it on the heap
+		defer s.condemn(&in)
 		out := s.buffer()
 		s.answer(in[:n], out)
 		s.host.buffers.Put(out)
@@ -310,11 +310,12 @@ func (s *Server) answer(in []byte, out *[bufferSize]byte) {
 	}
 }
 
-// condemn records which request this process dies of, so that the next one does
-// not serve it: it gets EIO.
-func (s *Server) condemn(unique uint64) {
+// condemn is deferred: it records that this process dies of the request in a
+// buffer, so that the next one does not serve it: it gets EIO.
+func (s *Server) condemn(in **[bufferSize]byte) {
 	if v := recover(); v != nil {
 		if s.host.journal != nil {
+			unique := (*fuse.InHeader)(unsafe.Pointer(*in)).Unique
 			s.record(recDeadly, numbered(requestID(unique)))
 		}
 		panic(v)

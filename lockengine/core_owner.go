@@ -94,12 +94,16 @@ func (c *core) ownerOf(req *Request) *owner {
 }
 
 func (c *core) ownerNamed(class Class, key Owner) *owner {
+	if o := c.lastOwner; o != nil && o.key == key && o.class == class {
+		return o
+	}
 	o := c.owners[class][key]
 	if o == nil {
 		o = c.pools.owner.get()
 		o.key, o.class = key, class
 		c.owners[class][key] = o
 	}
+	c.lastOwner = o
 	return o
 }
 

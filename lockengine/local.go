@@ -274,13 +274,22 @@ func (l *Local) Wait(req Request, done func(Grant, error)) (Grant, WaiterID, err
 		return Grant{}, 0, err
 	}
 	res := l.apply(&cmd, now)
+	if res.waiter == 0 && res.ask == nil && res.cycle == cycleNone && !l.syncs(&cmd, res.err) {
+		l.settle()
+		return res.grant, 0, res.err
+	}
+	return l.waits(&cmd, &res, now, done)
+}
+
+// waits goes on with a Wait that is not over yet.
+func (l *Local) waits(cmd *command, res *result, now Instant, done func(Grant, error)) (Grant, WaiterID, error) {
 	for res.ask != nil {
 		l.apply(&command{op: opClassify, kinds: l.answer(res.ask)}, now)
-		res = l.apply(&cmd, now)
+		*res = l.apply(cmd, now)
 	}
 	if res.waiter != 0 {
 		l.waiting[res.waiter] = done
-	} else if l.syncs(&cmd, res.err) {
+	} else if l.syncs(cmd, res.err) {
 		res.grant, res.waiter = Grant{}, l.holdGrant(res.grant, done)
 	}
 	if res.cycle != cycleNone && l.cycle != nil {
