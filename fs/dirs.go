@@ -216,5 +216,12 @@ func findPid(s *Server, _ node, name string, c caller) (node, error) {
 func renderViewPid(s *Server, n node, c caller) ([]byte, error) {
 	pid, _ := strconv.ParseInt(n.name, 10, 32)
 	all := s.described(s.engine.Snapshot(), c)
-	return lines(slices.DeleteFunc(all, func(j lockJSON) bool { return j.PID != int32(pid) }), true), nil
+	own := func(yield func(lockJSON) bool) {
+		for j := range all {
+			if j.PID == int32(pid) && !yield(j) {
+				return
+			}
+		}
+	}
+	return lines(own, true), nil
 }

@@ -2,13 +2,15 @@ package fs
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"lockfs/lockengine"
 )
@@ -153,29 +155,34 @@ func (d *describer) common(class lockengine.Class, name string, mode lockengine.
 	return j
 }
 
-// described is a snapshot as lines for who reads it, the held ones first.
-func (s *Server) described(snap lockengine.Snapshot, c caller) []lockJSON {
+// described yields a snapshot as lines for who reads it, the held ones first. The lines are not kept: of many locks they
+// would take more memory than the locks.
+func (s *Server) described(snap lockengine.Snapshot, c caller) iter.Seq[lockJSON] {
 	d := s.describer(snap.Now, s.readerOf(c))
-	out := make([]lockJSON, 0, len(snap.Locks)+len(snap.Waiting))
-	for i := range snap.Locks {
-		out = append(out, d.held(&snap.Locks[i]))
+	return func(yield func(lockJSON) bool) {
+		for i := range snap.Locks {
+			if !yield(d.held(&snap.Locks[i])) {
+				return
+			}
+		}
+		for i := range snap.Waiting {
+			if !yield(d.waiting(&snap.Waiting[i], snap.Locks)) {
+				return
+			}
+		}
 	}
-	for i := range snap.Waiting {
-		out = append(out, d.waiting(&snap.Waiting[i], snap.Locks))
-	}
-	return out
 }
 
 // typicalLine is the length of a line of view/locks.jsonl, in bytes.
 const typicalLine = 320
 
 func renderLocksJSON(s *Server, _ node, c caller) ([]byte, error) {
-	all := s.described(s.engine.Snapshot(), c)
+	snap := s.engine.Snapshot()
 	var b bytes.Buffer
-	b.Grow(len(all) * typicalLine) // to grow step by step would copy much, all at once
+	b.Grow((len(snap.Locks) + len(snap.Waiting)) * typicalLine) // to grow step by step would copy much, all at once
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	for _, j := range all {
+	for j := range s.described(snap, c) {
 		if !s.showsToken(c.uid, j.UID) {
 			j.Token = 0
 		}
@@ -190,43 +197,75 @@ func renderLocks(s *Server, _ node, c caller) ([]byte, error) {
 	return table(s.described(s.engine.Snapshot(), c)), nil
 }
 
+// columns are those of view/locks.
+var columns = [...]string{"CLASS", "STATE", "MODE", "START", "END", "PID", "USER", "COMMAND", "CONTAINER", "FOR", "LEFT", "PATH"}
+
+const containerColumn = 8
+
 // table prints locks for people, like lslocks(8); with a column for containers
-// when there is anything in it.
-func table(lines []lockJSON) []byte {
-	var b bytes.Buffer
-	b.Grow(len(lines) * typicalLine / 2)
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	boxed := slices.ContainsFunc(lines, func(j lockJSON) bool { return j.Container != "" })
-	box := func(container string) string {
-		switch {
-		case !boxed:
-			return ""
-		case container == "":
-			return "-\t"
-		}
-		return container + "\t"
-	}
-	fmt.Fprintf(w, "CLASS\tSTATE\tMODE\tSTART\tEND\tPID\tUSER\tCOMMAND\t%sFOR\tLEFT\tPATH\n", box("CONTAINER"))
+// when there is anything in it. It goes over them twice, first for the widths:
+// to keep the cells of many would take much memory.
+func table(lines iter.Seq[lockJSON]) []byte {
 	users := map[uint32]string{}
-	for _, j := range lines {
-		if users[j.UID] == "" {
-			users[j.UID] = userName(j.UID)
+	var widths [len(columns)]int
+	size, boxed := 0, false
+	measure := func(cells [len(columns)]string) {
+		for i, cell := range cells {
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+			size += len(cell)
 		}
-		start, end, left, command := "-", "-", "-", j.Command
-		if j.Start != nil {
-			start, end = strconv.FormatUint(*j.Start, 10), j.End.String()
-		}
-		if j.Left != nil {
-			left = people(time.Duration(*j.Left))
-		}
-		if command == "" {
-			command = "-"
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s%s\t%s\t%s\n", j.Class, j.State, j.Mode, start, end,
-			j.PID, users[j.UID], command, box(j.Container), people(time.Duration(j.Seconds).Truncate(time.Second)), left, j.Path)
 	}
-	w.Flush()
-	return b.Bytes()
+	measure(columns)
+	n := 1
+	for j := range lines {
+		measure(j.cells(users))
+		boxed = boxed || j.Container != ""
+		n++
+	}
+	for _, width := range widths[:len(widths)-1] {
+		size += n * (width + 2) // more than the blanks and newlines
+	}
+	b := make([]byte, 0, size)
+	b = appendCells(b, columns, widths, boxed)
+	for j := range lines {
+		b = appendCells(b, j.cells(users), widths, boxed)
+	}
+	return b
+}
+
+// appendCells appends a line of the table; but for the last one, cells are
+// padded.
+func appendCells(b []byte, cells [len(columns)]string, widths [len(columns)]int, boxed bool) []byte {
+	const last = len(columns) - 1
+	for i, cell := range cells[:last] {
+		if i == containerColumn && !boxed {
+			continue
+		}
+		b = append(b, cell...)
+		for range widths[i] + 2 - utf8.RuneCountInString(cell) {
+			b = append(b, ' ')
+		}
+	}
+	b = append(b, cells[last]...)
+	return append(b, '\n')
+}
+
+// cells are the lock's line in the table. users remembers their names.
+func (j *lockJSON) cells(users map[uint32]string) [len(columns)]string {
+	if users[j.UID] == "" {
+		users[j.UID] = userName(j.UID)
+	}
+	start, end, left := "-", "-", "-"
+	if j.Start != nil {
+		start, end = strconv.FormatUint(*j.Start, 10), j.End.String()
+	}
+	if j.Left != nil {
+		left = people(time.Duration(*j.Left))
+	}
+	return [len(columns)]string{
+		j.Class, j.State, j.Mode, start, end, strconv.Itoa(int(j.PID)), users[j.UID], cmp.Or(j.Command, "-"),
+		cmp.Or(j.Container, "-"), people(time.Duration(j.Seconds).Truncate(time.Second)), left, j.Path,
+	}
 }
 
 func (e lastByte) String() string {
@@ -237,9 +276,9 @@ func (e lastByte) String() string {
 }
 
 // lines prints the locks of one file or one process, one a line.
-func lines(js []lockJSON, withPath bool) []byte {
+func lines(js iter.Seq[lockJSON], withPath bool) []byte {
 	var b bytes.Buffer
-	for _, j := range js {
+	for j := range js {
 		fmt.Fprintf(&b, "%s %s", j.State, j.Mode)
 		switch {
 		case j.Start != nil:
