@@ -69,7 +69,7 @@ func (w *encoder) rng(r Range) {
 	w.num(bits.RotateLeft64(r.End, 1))
 }
 
-// instantAfter is an instant as told by the one before it, so that it is short.
+// instantAfter is an instant as told by the one before, so that it is short.
 func (w *encoder) instantAfter(i, before Instant) {
 	boot := i.Boot - before.Boot
 	w.int(boot)
@@ -93,6 +93,11 @@ func (w *encoder) request(r *Request) {
 	w.str(r.Name)
 	w.owner(r.Owner)
 	w.rng(r.Range)
+	w.asked(r)
+}
+
+// asked is what of a request is of no other command.
+func (w *encoder) asked(r *Request) {
 	w.num(r.Handle)
 	w.who(r.Who)
 	w.int(int64(r.Timeout))
@@ -214,13 +219,17 @@ func (r *decoder) request() (req Request) {
 	req.Name = r.str()
 	req.Owner = r.owner()
 	req.Range = r.rng()
+	r.asked(&req)
+	return req
+}
+
+func (r *decoder) asked(req *Request) {
 	req.Handle = r.num()
 	req.Who = r.who()
 	req.Timeout = time.Duration(r.int())
 	req.Guard = r.str()
 	req.Meta = r.str()
 	req.Key = r.num()
-	return req
 }
 
 // end fails unless all was read.

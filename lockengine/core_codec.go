@@ -43,30 +43,55 @@ var fieldsOf = [...]fields{
 	opResume:     hasToken | hasBoot,
 }
 
-// command writes a command and when it was done: relative to an instant before,
-// if there is one (zero: none).
-func (w *encoder) command(cmd *command, at, before Instant) {
+// told is what was told of the command before in a sequence, and need not be told
+// of the next one again. The zero value is that of the first.
+type told struct {
+	at    Instant
+	name  string
+	owner Owner
+}
+
+// Flags of a command, beside its own.
+const (
+	relative  = 1 << 3 // at is told by the one before
+	sameName  = 1 << 4 // as before
+	sameOwner = 1 << 5
+)
+
+// command writes a command, when it was done, and what differs from the one before.
+func (w *encoder) command(cmd *command, at Instant, before *told) {
 	f, flags := fieldsOf[cmd.op], cmd.flags()
-	if before != (Instant{}) {
+	if before.at != (Instant{}) {
 		flags |= relative
+		if f&(hasReq|hasName) != 0 && cmd.req.Name == before.name {
+			flags |= sameName
+		}
+		if f&(hasReq|hasLock) != 0 && cmd.req.Owner == before.owner {
+			flags |= sameOwner
+		}
 	}
 	w.buf = append(w.buf, format, byte(cmd.op), flags)
 	if flags&relative != 0 {
-		w.instantAfter(at, before)
+		w.instantAfter(at, before.at)
 	} else {
 		w.instant(at)
 	}
-	if f&hasReq != 0 {
-		w.request(&cmd.req)
-		return
-	}
-	if f&hasName != 0 {
+	before.at = at
+	if f&(hasReq|hasName) != 0 && flags&sameName == 0 {
 		w.str(cmd.req.Name)
+		before.name = cmd.req.Name
 	}
-	if f&hasLock != 0 {
-		w.kinds(cmd.req.Class, 0, 0)
-		w.owner(cmd.req.Owner)
+	if f&(hasReq|hasLock) != 0 {
+		w.kinds(cmd.req.Class, cmd.req.Mode, cmd.req.Kind)
+		if flags&sameOwner == 0 {
+			w.owner(cmd.req.Owner)
+			before.owner = cmd.req.Owner
+		}
 		w.rng(cmd.req.Range)
+	}
+	if f&hasReq != 0 {
+		w.asked(&cmd.req)
+		return
 	}
 	if f&^(hasName|hasLock) != 0 {
 		w.others(cmd, f)
@@ -113,9 +138,6 @@ func (w *encoder) others(cmd *command, f fields) {
 	}
 }
 
-// relative is the flag of a command whose instant is.
-const relative = 1 << 3
-
 func (cmd *command) flags() (b byte) {
 	if cmd.keep {
 		b |= 1
@@ -130,7 +152,7 @@ func (cmd *command) flags() (b byte) {
 }
 
 // command reads what the encoder's command wrote.
-func (r *decoder) command(before Instant) (cmd command, at Instant) {
+func (r *decoder) command(before *told) (cmd command, at Instant) {
 	r.format()
 	cmd.op = op(r.byte())
 	if int(cmd.op) >= len(fieldsOf) {
@@ -140,17 +162,50 @@ func (r *decoder) command(before Instant) (cmd command, at Instant) {
 	flags := r.byte()
 	cmd.keep, cmd.extend, cmd.fresh = flags&1 != 0, flags&2 != 0, flags&4 != 0
 	switch {
-	case flags&relative == 0:
+	case flags&(relative|sameName|sameOwner) == 0:
 		at = r.instant()
-	case before == Instant{}:
+	case before.at == Instant{} || flags&relative == 0:
 		r.fail(errOrder)
 	default:
-		at = r.instantAfter(before)
+		at = r.instantAfter(before.at)
 	}
+	before.at = at
 	f := fieldsOf[cmd.op]
+	if r.old {
+		r.oldFields(&cmd, f)
+	} else {
+		r.fields(&cmd, f, flags, before)
+	}
+	return cmd, at
+}
+
+func (r *decoder) fields(cmd *command, f fields, flags byte, before *told) {
+	if f&(hasReq|hasName) != 0 {
+		if flags&sameName == 0 {
+			before.name = r.str()
+		}
+		cmd.req.Name = before.name
+	}
+	if f&(hasReq|hasLock) != 0 {
+		cmd.req.Class, cmd.req.Mode, cmd.req.Kind = r.kinds()
+		if flags&sameOwner == 0 {
+			before.owner = r.owner()
+		}
+		cmd.req.Owner = before.owner
+		cmd.req.Range = r.rng()
+	}
+	if f&hasReq != 0 {
+		r.asked(&cmd.req)
+		return
+	}
+	r.others(cmd, f)
+}
+
+// oldFields reads them in oldFormat.
+func (r *decoder) oldFields(cmd *command, f fields) {
 	if f&hasReq != 0 {
 		cmd.req = r.request()
-		return cmd, at
+		return
 	}
 	if f&hasName != 0 {
 		cmd.req.Name = r.str()
@@ -159,6 +214,10 @@ func (r *decoder) command(before Instant) (cmd command, at Instant) {
 		cmd.req.Class, _, _ = r.kinds()
 		cmd.req.Owner, cmd.req.Range = r.owner(), r.rng()
 	}
+	r.others(cmd, f)
+}
+
+func (r *decoder) others(cmd *command, f fields) {
 	if f&hasHandle != 0 {
 		cmd.req.Handle = r.num()
 	}
@@ -171,11 +230,6 @@ func (r *decoder) command(before Instant) (cmd command, at Instant) {
 	if f&hasMax != 0 {
 		cmd.max, cmd.second = r.int(), r.int()
 	}
-	r.rare(&cmd, f)
-	return cmd, at
-}
-
-func (r *decoder) rare(cmd *command, f fields) {
 	if f&hasHow != 0 {
 		cmd.how = End(r.byte())
 	}

@@ -20,7 +20,7 @@ type script struct {
 	live  *core
 	now   Instant
 	log   [][]byte
-	last  Instant // of the log
+	told  told // of the log
 	ids   []WaiterID
 	key   uint64
 	done  map[op]int // commands of each kind that changed something
@@ -166,8 +166,7 @@ func (s *script) one(cmd command, others []*core) come {
 	if s.live.changes != before {
 		s.done[cmd.op]++
 		var e encoder
-		e.command(&cmd, s.live.now, s.last)
-		s.last = s.live.now
+		e.command(&cmd, s.live.now, &s.told)
 		s.log = append(s.log, e.buf)
 	}
 	for _, c := range others {
@@ -219,11 +218,10 @@ func decode(chunks [][]byte, bound int) (c *core, err error) {
 // replayed is a core that was given the log.
 func (s *script) replayed() *core {
 	c := newCore(s.bound)
-	var cmd command
-	var at Instant
+	var before told
 	for _, data := range s.log {
 		d := decoder{buf: data}
-		cmd, at = d.command(at)
+		cmd, at := d.command(&before)
 		require.NoError(s.t, d.end())
 		c.apply(&cmd, at)
 	}
@@ -332,22 +330,29 @@ func TestCommandBytes(t *testing.T) {
 	s := newScript(t, 1)
 	for n := range 5000 {
 		cmd := s.next()
-		before := []Instant{{}, s.now, {s.now.Boot + 1e9, s.now.Wall - 3}}[n%3]
+		before := []told{
+			{}, {at: s.now}, {at: Instant{s.now.Boot + 1e9, s.now.Wall - 3}, name: cmd.req.Name},
+			{at: s.now, owner: cmd.req.Owner}, {at: s.now, name: cmd.req.Name, owner: cmd.req.Owner},
+		}[n%5]
 		var e encoder
-		e.command(&cmd, s.now, before)
+		written, read := before, before
+		e.command(&cmd, s.now, &written)
 		d := decoder{buf: e.buf}
-		again, at := d.command(before)
+		again, at := d.command(&read)
 		require.NoError(t, d.end())
 		require.Equal(t, s.now, at)
 		var e2 encoder
-		e2.command(&again, at, before)
+		require.Equal(t, written, read)
+		once := before
+		e2.command(&again, at, &once)
 		require.Equal(t, e.buf, e2.buf)
 		if fieldsOf[cmd.op]&hasReq != 0 {
 			require.Equal(t, cmd, again)
 		}
 		for cut := range e.buf {
 			d := decoder{buf: e.buf[:cut]}
-			d.command(before)
+			part := before
+			d.command(&part)
 			require.Error(t, d.end(), "cut at %d of %d", cut, len(e.buf))
 		}
 	}
@@ -374,7 +379,7 @@ func TestOldFormat(t *testing.T) {
 		Range: Range{100, MaxEnd}, Handle: 9, Who: Who{10, 11, 12, 13}, Timeout: time.Second, Guard: "g", Meta: "m", Key: 5,
 	}}
 	d := decoder{buf: bytesOf(aCommand)}
-	cmd, at := d.command(Instant{})
+	cmd, at := d.command(&told{})
 	require.NoError(t, d.end())
 	require.Equal(t, want, cmd)
 	require.Equal(t, Instant{123456789, 1700000000123456789}, at)

@@ -57,7 +57,7 @@ func (l *Local) Checkpoint(switchLog func(), add func(chunk []byte) error) error
 			return err
 		}
 		k.head.reserved = l.tokens.reserved
-		l.record.last = Instant{} // what comes is read without what was before
+		l.record.told = told{} // what comes is read without what was before
 		switchLog()
 		return nil
 	}, func(part *copies) error {

@@ -18,7 +18,7 @@ type recorder struct {
 	log    Log // nil: nothing is recorded
 	logger *slog.Logger
 	pos    uint64    // of the last record
-	last   Instant   // of the last command; zero: the next one is told without it
+	told   told      // of the last command
 	enc    encoder   // used again for each command
 	part   [1][]byte // what to append: here, so that the call allocates nothing
 	owed   [][]byte  // commands that there was no room for, to be appended first
@@ -32,8 +32,7 @@ func (r *recorder) command(cmd *command, at Instant) {
 		return
 	}
 	r.enc.buf = r.enc.buf[:0]
-	r.enc.command(cmd, at, r.last)
-	r.last = at
+	r.enc.command(cmd, at, &r.told)
 	var err error
 	if len(r.owed) > 0 {
 		err = r.settle()

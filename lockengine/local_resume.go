@@ -14,7 +14,7 @@ type replayed struct {
 	byKey  map[uint64]*claim
 	endOf  map[WatchID]End // of watches that nobody has claimed
 	closed bool            // nothing more is claimed
-	last   Instant         // of the last command
+	told   told            // of the last command
 }
 
 // claim is a request that waited when the engine was started again.
@@ -72,8 +72,7 @@ func (l *Local) Replay(kind uint8, data []byte) error {
 
 func (l *Local) replayCommand(data []byte) error {
 	r := decoder{buf: data}
-	cmd, at := r.command(l.replay.last)
-	l.replay.last = at
+	cmd, at := r.command(&l.replay.told)
 	if err := r.end(); err != nil {
 		return err
 	}
