@@ -29,9 +29,18 @@ func (o *opened) count(h *handle, n int) {
 	}
 }
 
+// exempt reports whether a user has no limits.
+func (s *Server) exempt(uid uint32) bool {
+	return s.cfg.MaxPerUser == 0 || uid == 0 && !s.cfg.LimitRoot
+}
+
+// sharesNothing reports whether a user may have all the time that he can get:
+// also who has the mount for himself.
+func (s *Server) sharesNothing(uid uint32) bool { return !s.cfg.AllowOther || s.exempt(uid) }
+
 // mayOpen says whether a user may open one more.
 func (s *Server) mayOpen(uid uint32, n node) error {
-	if s.cfg.MaxPerUser == 0 || uid == 0 && !s.cfg.LimitRoot {
+	if s.exempt(uid) {
 		return nil
 	}
 	o := s.handles.opened(uid)

@@ -4,7 +4,6 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
-	"sync"
 	"syscall"
 	"unsafe"
 
@@ -14,69 +13,6 @@ import (
 // maxRenders is how many views of everything are rendered at once: each takes
 // memory, and a processor from who locks.
 var maxRenders = max(1, runtime.GOMAXPROCS(0)/2)
-
-// renders are the requests that render a view of everything. Users take
-// turns: who asks for many waits for himself alone.
-//
-// Concurrency: safe for use from any goroutine.
-type renders struct {
-	mu      sync.Mutex
-	running int
-	queues  []renderQueue // of users with jobs that wait; whose turn is next comes first
-}
-
-type renderQueue struct {
-	uid  uint32
-	jobs []func()
-}
-
-// add reports whether the caller is to run the job, and what comes after it;
-// if not, somebody else will.
-func (r *renders) add(uid uint32, job func()) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.running < maxRenders {
-		r.running++
-		return true
-	}
-	i := slices.IndexFunc(r.queues, func(q renderQueue) bool { return q.uid == uid })
-	if i < 0 {
-		i = len(r.queues)
-		r.queues = append(r.queues, renderQueue{uid: uid})
-	}
-	r.queues[i].jobs = append(r.queues[i].jobs, job)
-	return false
-}
-
-func (r *renders) run(job func()) {
-	for ; job != nil; job = r.next() {
-		job()
-	}
-}
-
-// next takes the first job of the user whose turn it is; nil if there is none.
-func (r *renders) next() func() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.queues) == 0 {
-		r.running--
-		return nil
-	}
-	q := r.queues[0]
-	r.queues = slices.Delete(r.queues, 0, 1)
-	job := q.jobs[0]
-	if q.jobs = slices.Delete(q.jobs, 0, 1); len(q.jobs) > 0 {
-		r.queues = append(r.queues, q)
-	}
-	return job
-}
-
-// drop forgets what waits: nobody is there to be answered.
-func (r *renders) drop() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.queues = nil
-}
 
 // rendersAll reports whether a request makes a text or a listing of all locks
 // there are, or looks at as many processes.
@@ -108,8 +44,12 @@ func (s *Server) render(in []byte) {
 			s.host.buffers.Put(out)
 		}
 	}
-	if s.renders.add(h.Uid, job) {
-		s.spawn(func() { s.renders.run(job) })
+	t := &s.renders
+	if h.Opcode != opOpen {
+		t = &s.looks
+	}
+	if first := t.add(h.Uid, job); first != nil {
+		s.spawn(func() { t.run(first) })
 	}
 }
 

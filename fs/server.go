@@ -102,7 +102,9 @@ type Server struct {
 	parking parking
 	// lockWait is one to be used again.
 	lockWait atomic.Pointer[lockWait]
-	renders  renders
+	shares   shares
+	renders  turns
+	looks    turns // into directories: others may wait in the kernel for who looks, so no share is asked for
 	events   followers
 	removed  removals
 	notices  *notices
@@ -129,6 +131,11 @@ func newServer(cfg Config, h host) (*Server, error) {
 		cfg.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
 	s := &Server{cfg: cfg, engine: cfg.Engine, host: h, dev: device{h.conn}, log: cfg.Log, started: cfg.Now(), notices: newNotices()}
+	boot := func() int64 { return s.now().Boot }
+	s.shares = shares{now: boot, exempt: s.sharesNothing}
+	free := &shares{now: boot, exempt: func(uint32) bool { return true }}
+	s.renders = turns{most: maxRenders, shares: &s.shares, spawn: s.spawn, after: h.after}
+	s.looks = turns{most: maxRenders, shares: free, spawn: s.spawn, after: h.after}
 	s.events.s = s
 	filesConfig := files.Config{
 		Dir: cfg.Files, Passthrough: h.conn, AllowOther: cfg.AllowOther, Logger: cfg.Log,
@@ -223,6 +230,7 @@ func (s *Server) Restarts() uint64 { return s.instance.restarts }
 // reading that failed, since another process goes on with them.
 func (s *Server) close(failed error) {
 	s.renders.drop()
+	s.looks.drop()
 	s.running.Wait()
 	if failed == nil {
 		_ = s.engine.Close()
