@@ -4,18 +4,21 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"time"
 )
 
 // followers are the streams of events whose readers wait for the next one. The
 // engine is asked once for all of them, and one goroutine wakes them, one after
 // the other: what happens meanwhile is told to all in the next round. So the
 // work of an event does not grow with their number, and each is woken at most
-// once before it has read.
+// once before it has read. Whose user has had his share is told later, and then
+// of more at once.
 //
 // Concurrency: safe for use from any goroutine. A stream's mutex is taken before
 // this one.
 type followers struct {
-	s *Server
+	s     *Server
+	turns turns
 
 	mu      sync.Mutex
 	waiting []follower // in the order in which they came
@@ -79,7 +82,7 @@ func (f *followers) wake() {
 	f.waiting = nil
 	f.mu.Unlock()
 	for _, w := range round {
-		w.stream.wake()
+		f.turns.run(f.turns.add(w.stream.h.uid, func() { f.tell(w.stream) }))
 	}
 	f.mu.Lock()
 	f.waking = false
@@ -92,6 +95,15 @@ func (f *followers) wake() {
 	if ask {
 		f.s.engine.OnEvents(first, f.ring)
 	}
+}
+
+// wakeCost is what it costs that a reader is woken, besides his text: his
+// thread's time, and that of his next READ.
+const wakeCost = 50 * time.Microsecond
+
+func (f *followers) tell(st *stream) {
+	st.wake()
+	f.s.shares.charge(st.h.uid, wakeCost)
 }
 
 // text is up to max events after cursor as lines, and where they end. Those who

@@ -136,7 +136,7 @@ func newServer(cfg Config, h host) (*Server, error) {
 	free := &shares{now: boot, exempt: func(uint32) bool { return true }}
 	s.renders = turns{most: maxRenders, shares: &s.shares, spawn: s.spawn, after: h.after}
 	s.looks = turns{most: maxRenders, shares: free, spawn: s.spawn, after: h.after}
-	s.events.s = s
+	s.events = followers{s: s, turns: turns{most: 1, shares: &s.shares, spawn: s.spawn, after: h.after}}
 	filesConfig := files.Config{
 		Dir: cfg.Files, Passthrough: h.conn, AllowOther: cfg.AllowOther, Logger: cfg.Log,
 	}
@@ -231,6 +231,7 @@ func (s *Server) Restarts() uint64 { return s.instance.restarts }
 func (s *Server) close(failed error) {
 	s.renders.drop()
 	s.looks.drop()
+	s.events.turns.drop()
 	s.running.Wait()
 	if failed == nil {
 		_ = s.engine.Close()

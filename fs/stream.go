@@ -20,6 +20,9 @@ type stream struct {
 	// next returns about size bytes of text that there is after cursor, "" if
 	// there is none yet, and where that ends.
 	next func(cursor uint64, size int) (text string, to uint64, end bool)
+	// more reports whether there is text after cursor, if to make it takes time:
+	// then only wake does. nil: it takes none.
+	more func(cursor uint64) bool
 	// start begins a new stream, resume goes on with one of a process before.
 	start  func() error
 	resume func()
@@ -71,6 +74,15 @@ func (st *stream) fill(size int) {
 
 func (st *stream) ready() bool { return st.at.rest != "" || st.at.ended }
 
+// available reports whether there is anything that may be read now, made or
+// not. GUARDED_BY(mu)
+func (st *stream) available() bool {
+	if st.more == nil {
+		st.fill(0)
+	}
+	return st.ready() || st.more != nil && st.more(st.at.cursor) && st.s.shares.wait(st.h.uid) <= 0
+}
+
 // read answers a READ, at once or when there is something to read.
 func (st *stream) read(unique uint64, size int, nonblock bool) {
 	st.mu.Lock()
@@ -79,7 +91,8 @@ func (st *stream) read(unique uint64, size int, nonblock bool) {
 		st.at = st.before // sent again: its answer was lost
 	}
 	switch {
-	case st.answer(unique, size):
+	case (st.more == nil || st.ready()) && st.answer(unique, size):
+	case nonblock && st.available() && st.answerAtOnce(unique, size):
 	case nonblock:
 		st.s.dev.replyError(unique, syscall.EAGAIN)
 	default:
@@ -120,6 +133,13 @@ func (st *stream) answer(unique uint64, size int) bool {
 	return true
 }
 
+// answerAtOnce answers a READ that does not wait for its turn, so it gets but a
+// few events. GUARDED_BY(mu)
+func (st *stream) answerAtOnce(unique uint64, size int) (answered bool) {
+	st.s.shares.take(st.h.uid, func() { answered = st.answer(unique, min(size, 16*typicalEvent)) })
+	return answered
+}
+
 func (st *stream) cut(size int) []byte {
 	n := min(size, len(st.at.rest))
 	out := []byte(st.at.rest[:n])
@@ -154,16 +174,11 @@ func (st *stream) wake() {
 			st.answer(r.unique, r.size)
 		}
 	}
-	if len(st.polls) > 0 {
-		if st.fill(pollAhead); st.ready() {
-			st.notify()
-		}
+	if len(st.polls) > 0 && st.available() {
+		st.notify()
 	}
 	st.rearm()
 }
-
-// pollAhead is how much text is made ready to tell that there is some, in bytes.
-const pollAhead = 1
 
 // notify wakes all pollers. GUARDED_BY(mu)
 func (st *stream) notify() {
@@ -177,7 +192,7 @@ func (st *stream) notify() {
 func (st *stream) poll(kh uint64, schedule bool) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.fill(pollAhead); st.ready() {
+	if st.available() {
 		return true
 	}
 	if schedule && !st.polls[kh] {
@@ -203,7 +218,7 @@ func (st *stream) keepEnd() {
 	if st.closed {
 		return
 	}
-	st.fill(pollAhead)
+	st.fill(0)
 	st.s.saveHandle(st.h)
 }
 
@@ -231,6 +246,7 @@ func newEventStream(s *Server, _ node) *stream {
 		text, to := s.events.text(cursor, max(1, min(256, size/typicalEvent)), reader{st.h.uid, st.space})
 		return text, to, false
 	}
+	st.more = func(cursor uint64) bool { return s.engine.Stats().Events > cursor }
 	st.start = func() error {
 		st.at.cursor = s.engine.Stats().Events
 		return nil
@@ -280,6 +296,7 @@ func (s *Server) eventLines(events []lockengine.Event, missed uint64, r reader) 
 		return ""
 	}
 	var b bytes.Buffer
+	b.Grow((len(events) + 1) * typicalEvent)
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	if missed > 0 {
