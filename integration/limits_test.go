@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -198,14 +199,40 @@ func followAs(t *testing.T, m *mount, uid uint32) <-chan string {
 // latency is the times of one kind of work, of several rounds' the median.
 type latency struct{ p50, p99 time.Duration }
 
-// slack is what a busy machine may add to the latency of any call.
-var slack = latency{4 * time.Millisecond, 60 * time.Millisecond}
-
 func (l latency) String() string {
 	return fmt.Sprintf("%v/%v", l.p50.Round(time.Microsecond), l.p99.Round(time.Microsecond))
 }
 
-// TestFloods: whatever one user does as fast as he can, others work on as before; and when he is gone, so is all that he
+// within reports whether calls take at most three times as long as alone, or what a busy machine may make of them.
+func (l latency) within(alone, busy latency) bool {
+	return l.p50 <= max(3*alone.p50, busy.p50) && l.p99 <= max(3*alone.p99, busy.p99)
+}
+
+// pace is how fast a user works.
+type pace struct{ mkdir, setlk latency }
+
+func (p pace) String() string {
+	return fmt.Sprintf("mkdir and rmdir %v; lock and unlock %v", p.mkdir, p.setlk)
+}
+
+func (p pace) within(alone, busy pace) bool {
+	return p.mkdir.within(alone.mkdir, busy.mkdir) && p.setlk.within(alone.setlk, busy.setlk)
+}
+
+func (p pace) slower(q pace) pace {
+	slower := func(a, b latency) latency { return latency{max(a.p50, b.p50), max(a.p99, b.p99)} }
+	return pace{slower(p.mkdir, q.mkdir), slower(p.setlk, q.setlk)}
+}
+
+// disturbed is what other programs of the machine may make of any pace.
+var disturbed = pace{latency{4 * time.Millisecond, 8 * time.Millisecond}, latency{4 * time.Millisecond, 2 * time.Millisecond}}
+
+// attempts is how often a flood is measured that seems to hurt, since other programs come and go.
+const attempts = 3
+
+// TestFloods: whatever one user does as fast as he can, others work on: their slow calls are at most three times as slow
+// as alone. A flood whose own process is busy all the time may also do what processes do that only burn time and never
+// touch the mount, one on each processor: that is the kernel's scheduling. And when the user is gone, so is all that he
 // had.
 func TestFloods(t *testing.T) {
 	const most, waiters = 6000, 5000
@@ -219,20 +246,31 @@ func TestFloods(t *testing.T) {
 	require.Equal(t, "ok", holder.do("open files/crowd"))
 	require.Equal(t, "ok", holder.do("ofd_setlk files/crowd w 0 0"))
 
-	handles, rss := m.stats(t)["handles"], residentMB(t, m)
-	mkdir, setlk := worked(t, m)
-	t.Logf("before: %d MB; mkdir and rmdir %v; lock and unlock %v", rss, mkdir, setlk)
+	handles := m.stats(t)["handles"]
+	alone := worked(t, m)
+	t.Logf("alone: %v", alone)
+	var burners []*exec.Cmd
+	for range runtime.NumCPU() {
+		burners = append(burners, flood(t, m, "flooder", "burn", m.dir))
+	}
+	burned := worked(t, m)
+	t.Logf("with %d processes that only burn time: %v", len(burners), burned)
+	for _, p := range burners {
+		endFlood(p)
+	}
+	crowd := []string{"crowd", m.path("files/crowd"), strconv.Itoa(waiters)}
 	floods := []struct {
 		name  string
+		busy  pace
 		procs [][]string
 	}{
-		{"mkdir", [][]string{{"flooder", "mkdir", m.dir}}},
-		{"setlk", [][]string{{"flooder", "setlk", m.dir}}},
-		{"opens", [][]string{{"flooder", "opens", m.dir}}},
-		{"names", [][]string{{"flooder", "names", m.dir}}},
-		{"followers", [][]string{{"flooder", "followers", m.dir}}},
-		{"waiters", [][]string{{"crowd", m.path("files/crowd"), strconv.Itoa(waiters)}}},
-		{"views", [][]string{{"crowd", m.path("files/crowd"), strconv.Itoa(waiters)}, {"flooder", "views", m.dir}}},
+		{"mkdir", burned, [][]string{{"flooder", "mkdir", m.dir}}},
+		{"setlk", burned, [][]string{{"flooder", "setlk", m.dir}}},
+		{"opens", burned, [][]string{{"flooder", "opens", m.dir}}},
+		{"names", burned, [][]string{{"flooder", "names", m.dir}}},
+		{"followers", pace{}, [][]string{{"flooder", "followers", m.dir}}},
+		{"waiters", pace{}, [][]string{crowd}},
+		{"views", pace{}, [][]string{crowd, {"flooder", "views", m.dir}}},
 	}
 	for _, f := range floods {
 		t.Run(f.name, func(t *testing.T) {
@@ -243,16 +281,17 @@ func TestFloods(t *testing.T) {
 			if f.procs[0][0] == "crowd" {
 				eventually(t, time.Minute, "all wait", func() bool { return m.stats(t)["waiting_record"] == strconv.Itoa(waiters) })
 			}
-			mkdirNow, setlkNow := worked(t, m)
-			now := residentMB(t, m)
-			t.Logf("%d MB; mkdir and rmdir %v; lock and unlock %v", now, mkdirNow, setlkNow)
-			assertUnhurt(t, "mkdir and rmdir", mkdirNow, mkdir)
-			assertUnhurt(t, "lock and unlock", setlkNow, setlk)
-			assert.Less(t, now, 400, "MB resident")
+			unhurt := false
+			for n := 0; n < attempts && !unhurt; n++ {
+				now := worked(t, m)
+				unhurt = now.within(alone, f.busy.slower(disturbed))
+				t.Logf("%v: p99 %.1f and %.1f times that alone", now, ratioOfSlow(now.mkdir, alone.mkdir), ratioOfSlow(now.setlk, alone.setlk))
+			}
+			assert.True(t, unhurt, "others are too slow")
+			assert.Less(t, residentMB(t, m), 400, "MB resident")
 			for _, p := range slices.Backward(procs) {
 				killed := time.Now()
-				syscall.Kill(-p.Process.Pid, syscall.SIGKILL)
-				p.Wait()
+				endFlood(p)
 				assert.Less(t, time.Since(killed), 8*time.Second, "%v waits for its turn though it was killed", p.Args[1:])
 			}
 			eventually(t, time.Minute, "nothing is left but what outlives a process", func() bool {
@@ -266,11 +305,7 @@ func TestFloods(t *testing.T) {
 	require.Len(t, m.locks(t), 1)
 }
 
-func assertUnhurt(t *testing.T, what string, now, before latency) {
-	t.Helper()
-	assert.LessOrEqual(t, now.p50, max(3*before.p50, slack.p50), "p50 of %s", what)
-	assert.LessOrEqual(t, now.p99, max(3*before.p99, slack.p99), "p99 of %s", what)
-}
+func ratioOfSlow(a, b latency) float64 { return float64(a.p99) / float64(b.p99) }
 
 func clearNames(t *testing.T, m *mount) {
 	for _, name := range entries(t, m.path("tlock")) {
@@ -295,10 +330,15 @@ func flood(t *testing.T, m *mount, args ...string) *exec.Cmd {
 	return cmd
 }
 
+func endFlood(p *exec.Cmd) {
+	syscall.Kill(-p.Process.Pid, syscall.SIGKILL)
+	p.Wait()
+}
+
 // worked has the modest user work for some rounds and returns what his calls took.
-func worked(t *testing.T, m *mount) (mkdir, setlk latency) {
+func worked(t *testing.T, m *mount) pace {
 	t.Helper()
-	const rounds = 3
+	const rounds = 5
 	var all [4][]time.Duration
 	for range rounds {
 		cmd := role("worker", m.dir)
@@ -316,7 +356,7 @@ func worked(t *testing.T, m *mount) (mkdir, setlk latency) {
 	for _, times := range all {
 		slices.Sort(times)
 	}
-	return latency{all[0][rounds/2], all[1][rounds/2]}, latency{all[2][rounds/2], all[3][rounds/2]}
+	return pace{latency{all[0][rounds/2], all[1][rounds/2]}, latency{all[2][rounds/2], all[3][rounds/2]}}
 }
 
 // workerMain prints the p50 and p99 of a mkdir with its rmdir, and of a lock with its unlock, in nanoseconds.
@@ -333,18 +373,20 @@ func workerMain() error {
 		unlock := unix.Flock_t{Type: unix.F_UNLCK, Len: 1}
 		return errors.Join(fcntlLock(fd, unix.F_SETLK, &lock), fcntlLock(fd, unix.F_SETLK, &unlock))
 	}
-	for _, work := range []func() error{mkdir, setlk} {
-		const n = 400
-		times := make([]time.Duration, n)
+	for _, work := range []struct {
+		do func() error
+		n  int
+	}{{mkdir, 400}, {setlk, 2000}} {
+		times := make([]time.Duration, work.n)
 		for i := range times {
 			start := time.Now()
-			if err := work(); err != nil {
+			if err := work.do(); err != nil {
 				return err
 			}
 			times[i] = time.Since(start)
 		}
 		slices.Sort(times)
-		fmt.Println(int64(times[n/2]), int64(times[n*99/100]))
+		fmt.Println(int64(times[work.n/2]), int64(times[work.n*99/100]))
 	}
 	return nil
 }
@@ -356,7 +398,7 @@ func flooderMain() error {
 	}
 	kind, dir := os.Args[1], os.Args[2]
 	rounds := map[string]func(string) error{
-		"mkdir": floodMkdir, "setlk": floodSetlk, "opens": floodOpens, "names": floodNames, "followers": floodFollowers, "views": floodViews,
+		"mkdir": floodMkdir, "setlk": floodSetlk, "opens": floodOpens, "names": floodNames, "followers": floodFollowers, "views": floodViews, "burn": burn,
 	}
 	fmt.Println("begun")
 	for {
@@ -365,6 +407,9 @@ func flooderMain() error {
 		}
 	}
 }
+
+// burn never touches the mount. That it does nothing, again and again, is its work.
+func burn(string) error { return nil }
 
 // refusedAt demands that what ended a loop is the quota.
 func refusedAt(err error) error {
