@@ -48,12 +48,12 @@ func TestHTTPAddr(t *testing.T) {
 // countedEvents counts how often a follower is woken.
 type countedEvents struct {
 	*lockengine.Local
-	woken int
+	woken atomic.Int64
 }
 
 func (c *countedEvents) OnEvents(after uint64, ready func()) lockengine.WatchID {
 	return c.Local.OnEvents(after, func() {
-		c.woken++
+		c.woken.Add(1)
 		ready()
 	})
 }
@@ -84,8 +84,9 @@ func TestFollower(t *testing.T) {
 			pair(time.Second)
 		}
 		time.Sleep(time.Second)
-		require.Positive(t, engine.woken)
-		require.LessOrEqual(t, engine.woken, int(time.Second/followPause)+1)
+		woken := engine.woken.Load()
+		require.Positive(t, woken)
+		require.LessOrEqual(t, woken, int64(time.Second/followPause)+1)
 		require.Zero(t, value(t, f.missed).GetCounter().GetValue())
 		held := value(t, f.held.WithLabelValues("named").(prometheus.Metric)).GetHistogram()
 		require.EqualValues(t, pairs, held.GetSampleCount())
@@ -104,9 +105,9 @@ func TestFollower(t *testing.T) {
 
 		cancel()
 		synctest.Wait()
-		woken := engine.woken
+		woken = engine.woken.Load()
 		pair(time.Second)
-		require.Equal(t, woken, engine.woken, "nobody follows any more")
+		require.Equal(t, woken, engine.woken.Load(), "nobody follows any more")
 	})
 }
 
