@@ -98,7 +98,9 @@ type lockWait struct {
 	// decide is the method decided, which would be allocated at each use.
 	decide func(lockengine.Grant, error)
 	// state says who answers when it is decided: see park.
-	state atomic.Uint32
+	state  atomic.Uint32
+	waiter lockengine.WaiterID
+	parked parked
 }
 
 const (
@@ -131,7 +133,8 @@ func (s *Server) wait(unique uint64, req lockengine.Request, done func(lockengin
 		s.lockWait.Store(w)
 		return 0
 	}
-	w.park(waiter)
+	w.waiter = waiter
+	w.park()
 	if !isResent(unique) {
 		return 0
 	}
@@ -144,12 +147,15 @@ func (s *Server) wait(unique uint64, req lockengine.Request, done func(lockengin
 
 // park parks the request, so that it can be interrupted. It may have been decided
 // already, and then is answered: nobody else can know of it before.
-func (w *lockWait) park(waiter lockengine.WaiterID) {
-	w.s.parking.add(w.unique, func(keepPlace bool) bool { return w.s.engine.Cancel(waiter, keepPlace) })
+func (w *lockWait) park() {
+	w.parked.canceler = w
+	w.s.parking.park(w.unique, &w.parked)
 	if !w.state.CompareAndSwap(waitAsked, waitParked) {
 		w.s.parking.take(w.unique)
 	}
 }
+
+func (w *lockWait) cancel(keepPlace bool) bool { return w.s.engine.Cancel(w.waiter, keepPlace) }
 
 // decided is called when the wait is over, unless it was canceled.
 func (w *lockWait) decided(g lockengine.Grant, err error) {

@@ -18,19 +18,31 @@ type parking struct {
 
 // parked is a request that waits.
 type parked struct {
-	// cancel ends the wait and reports whether it did; if not, its outcome is
-	// on its way. keepPlace: it may be made again in a moment.
-	cancel func(keepPlace bool) bool
-	late   stopper // nil: it may take as long as it takes
+	canceler
+	late stopper // nil: it may take as long as it takes
 }
 
-func (p *parking) add(unique uint64, cancel func(keepPlace bool) bool) {
+type canceler interface {
+	// cancel ends the wait and reports whether it did; if not, its outcome is
+	// on its way. keepPlace: it may be made again in a moment.
+	cancel(keepPlace bool) bool
+}
+
+type cancelFunc func() bool
+
+func (f cancelFunc) cancel(bool) bool { return f() }
+
+func (p *parking) add(unique uint64, cancel cancelFunc) {
+	p.park(unique, &parked{canceler: cancel})
+}
+
+func (p *parking) park(unique uint64, r *parked) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.m == nil {
 		p.m = map[uint64]*parked{}
 	}
-	p.m[unique] = &parked{cancel: cancel}
+	p.m[unique] = r
 }
 
 // take removes a request and reports whether it was there, so that the caller

@@ -36,7 +36,7 @@ func (s *Server) rendersAll(h *fuse.InHeader) bool {
 func (s *Server) render(in []byte) {
 	in = slices.Clone(in)
 	h := (*fuse.InHeader)(unsafe.Pointer(&in[0]))
-	s.parking.add(h.Unique, func(bool) bool { return dying(int32(h.Pid)) })
+	s.parking.add(h.Unique, func() bool { return dying(int32(h.Pid)) })
 	job := func() {
 		if s.parking.take(h.Unique) {
 			out := s.buffer()

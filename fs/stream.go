@@ -1,9 +1,9 @@
 package fs
 
 import (
-	"bytes"
 	"encoding/json"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -97,7 +97,7 @@ func (st *stream) read(unique uint64, size int, nonblock bool) {
 		st.s.dev.replyError(unique, syscall.EAGAIN)
 	default:
 		st.readers = append(st.readers, streamReader{unique, size})
-		st.s.parking.add(unique, func(bool) bool { return st.giveUp(unique) })
+		st.s.parking.add(unique, func() bool { return st.giveUp(unique) })
 		st.rearm()
 	}
 }
@@ -129,7 +129,11 @@ func (st *stream) answer(unique uint64, size int) bool {
 	text := st.cut(size)
 	st.before, st.lastRead = before, requestID(unique)
 	st.s.saveHandle(st.h)
-	st.s.dev.reply(unique, text)
+	frame := st.s.buffer() // not a new one: many readers of much text would keep the collector busy
+	n := sizeofOutHeader + copy(frame[sizeofOutHeader:], text)
+	putOutHeader(frame[:], n, 0, unique)
+	st.s.dev.write(frame[:n])
+	st.s.host.buffers.Put(frame)
 	return true
 }
 
@@ -140,11 +144,11 @@ func (st *stream) answerAtOnce(unique uint64, size int) (answered bool) {
 	return answered
 }
 
-func (st *stream) cut(size int) []byte {
-	n := min(size, len(st.at.rest))
-	out := []byte(st.at.rest[:n])
+func (st *stream) cut(size int) string {
+	n := min(size, len(st.at.rest), maxWrite)
+	text := st.at.rest[:n]
 	st.at.rest = st.at.rest[n:]
-	return out
+	return text
 }
 
 // rearm asks to be woken if anybody waits. GUARDED_BY(mu)
@@ -295,12 +299,12 @@ func (s *Server) eventLines(events []lockengine.Event, missed uint64, r reader) 
 	if len(events) == 0 && missed == 0 {
 		return ""
 	}
-	var b bytes.Buffer
+	var b strings.Builder
 	b.Grow((len(events) + 1) * typicalEvent)
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	if missed > 0 {
-		_ = enc.Encode(gapJSON{"gap", missed}) // a bytes.Buffer takes everything
+		_ = enc.Encode(gapJSON{"gap", missed}) // a strings.Builder takes everything
 	}
 	d := s.describer(s.now(), r)
 	for i := range events {

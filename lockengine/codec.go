@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// format is the version of everything that is encoded here. One before it is
-// read too: ranges were two words, and instants never relative.
+// format is the version of everything that is encoded here. The one before is
+// read too: ranges were two words, and a command told all of itself.
 const (
 	format    = 2
 	oldFormat = 1

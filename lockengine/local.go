@@ -174,8 +174,11 @@ func (l *Local) settle(earlier ...func()) {
 		l.core.gave = false
 		go debug.FreeOSMemory()
 	}
-	calls := append(earlier, l.calls()...)
+	calls := l.calls()
 	l.mu.Unlock()
+	for _, call := range earlier {
+		call()
+	}
 	for _, call := range calls {
 		call()
 	}
