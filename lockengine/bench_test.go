@@ -2,6 +2,7 @@ package lockengine
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"runtime"
 	"slices"
 	"sync"
@@ -105,11 +106,7 @@ func BenchmarkRangesHeld(b *testing.B) {
 	for n := 10; n <= 1_000_000; n *= 10 {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			l := newBenchLocal(b)
-			for i := range n {
-				req := benchRequest(uint64(i%100 + 1))
-				req.Range = Range{uint64(i) * 20, uint64(i)*20 + 10}
-				l.Try(req)
-			}
+			holdRanges(l, n)
 			req := benchRequest(1000)
 			req.Range = Range{uint64(n)*10 + 12, uint64(n)*10 + 15}
 			b.ReportAllocs()
@@ -119,6 +116,47 @@ func BenchmarkRangesHeld(b *testing.B) {
 				}
 				l.Unlock(Record, req.Name, req.Owner, req.Range)
 			}
+		})
+	}
+}
+
+// holdRanges has n ranges of one file held, from 20 on, by up to 100.
+func holdRanges(l *Local, n int) {
+	for i := range n {
+		req := benchRequest(uint64(i%100 + 1))
+		req.Range = Range{uint64(i+1) * 20, uint64(i+1)*20 + 10}
+		l.Try(req)
+	}
+}
+
+// BenchmarkRangesHeldCold is the same at any place, after something else had the
+// caches: how long most of the pairs take.
+func BenchmarkRangesHeldCold(b *testing.B) {
+	other := make([]uint64, 4<<20/8)
+	for n := 1; n <= 1_000_000; n *= 100 {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			l := newBenchLocal(b)
+			holdRanges(l, n)
+			runtime.GC()
+			req := benchRequest(1000)
+			rnd := rand.New(rand.NewPCG(1, 1))
+			var took []time.Duration
+			for b.Loop() {
+				at := rnd.Uint64N(uint64(n))*20 + 12
+				req.Range = Range{at, at + 3}
+				for i := 0; i < len(other); i += 8 {
+					other[i]++
+				}
+				start := time.Now()
+				if _, err := l.Try(req); err != nil {
+					b.Fatal(err)
+				}
+				l.Unlock(Record, req.Name, req.Owner, req.Range)
+				took = append(took, time.Since(start))
+			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/10].Nanoseconds()), "p10-ns")
+			b.ReportMetric(float64(took[len(took)/2].Nanoseconds()), "median-ns")
 		})
 	}
 }
