@@ -19,6 +19,11 @@ func TestUncontendedAllocatesNothing(t *testing.T) {
 		}
 	}
 	allocatesNothing(t, crowded)
+	for _, n := range []int{fewSegs, fanout, 10_000} {
+		l := newBenchLocal(t)
+		holdRanges(l, n)
+		allocatesNothing(t, l)
+	}
 }
 
 func allocatesNothing(t *testing.T, l *Local) {

@@ -136,6 +136,7 @@ type core struct {
 	}
 	pools struct {
 		seg      pool[seg]
+		nodes    segNodes
 		holding  pool[holding]
 		resource pool[resource]
 		owner    pool[owner]

@@ -63,7 +63,7 @@ func (k *checker) resource(r *resource) {
 			all = append(all, s)
 		}
 		k.ordered(all[from:])
-		k.segTree(r.tree(mode).root)
+		k.segTree(r.tree(mode))
 	}
 	for i, a := range all {
 		for _, b := range all[i+1:] {
@@ -108,16 +108,45 @@ func (k *checker) seg(s *seg) {
 	}
 }
 
-func (k *checker) segTree(n *seg) (end uint64, sum *owner) {
-	if n == nil {
-		return 0, nil
+func (k *checker) segTree(t *segTree) {
+	for s := t.few; s != nil; s = s.next {
+		k.is(t.root == nil, "list and tree at once")
 	}
-	e1, s1 := k.segTree(n.tree.left)
-	e2, s2 := k.segTree(n.tree.right)
-	end, sum = max(n.End, e1, e2), either(n.by.owner, either(s1, s2))
-	k.is(n.maxEnd == end, "maxEnd %d, want %d", n.maxEnd, end)
-	k.is(n.sum == sum, "wrong summary of owners")
-	return end, sum
+	if t.root == nil {
+		k.is(count(t.all) <= fewSegs, "%d are not few", count(t.all))
+		return
+	}
+	k.is(count(t.all) > fewSegs/2, "%d are few", count(t.all))
+	k.is(t.root.kids == nil || t.root.n > 1, "root with one child")
+	k.segNode(t.root, true)
+}
+
+// segNode checks what is below n, which is the last of its level or not, and
+// returns how many levels there are.
+func (k *checker) segNode(n *segNode, last bool) (levels int) {
+	k.is(n.n > 0 && n.n <= fanout && (n.n >= minFill || last), "node with %d entries", n.n)
+	for i := range n.n {
+		if n.kids == nil {
+			s := n.seg[i]
+			k.is(n.start[i] == s.Start && n.end[i] == s.End && n.sum[i] == s.by.owner && s.next == nil, "wrong entry of %v", s.Range)
+			continue
+		}
+		c := n.kids[i]
+		l := k.segNode(c, last && i == n.n-1)
+		k.is(levels == 0 || levels == l, "leaves at different levels")
+		levels = l
+		end, sum := uint64(0), (*owner)(nil)
+		for j := range c.n {
+			end, sum = max(end, c.end[j]), either(sum, c.sum[j])
+		}
+		k.is(n.start[i] == c.start[0] && n.seg[i] == c.seg[0], "wrong first")
+		k.is(n.end[i] == end, "end %d, want %d", n.end[i], end)
+		k.is(n.sum[i] == sum, "wrong summary of owners")
+	}
+	for i := n.n; i < fanout; i++ {
+		k.is(n.start[i] == 0 && n.end[i] == 0 && n.sum[i] == nil && n.seg[i] == nil && (n.kids == nil || n.kids[i] == nil), "more than the entries")
+	}
+	return levels + 1
 }
 
 func (k *checker) groupTree(n *group) uint64 {
@@ -489,6 +518,12 @@ func (p *paths) parties() bool {
 func (k *checker) pools() {
 	for _, s := range k.core.pools.seg.free {
 		k.is(*s == seg{}, "segment in use is free")
+	}
+	for _, n := range k.core.pools.nodes.node.free {
+		k.is(*n == segNode{}, "node in use is free")
+	}
+	for _, n := range k.core.pools.nodes.kids.free {
+		k.is(*n == segKids{}, "node in use is free")
 	}
 	for _, w := range k.core.pools.waiter.free {
 		k.is(*w == waiter{}, "waiter in use is free")

@@ -56,8 +56,8 @@ func (r *resource) blockers(rng Range, mode Mode) *owner {
 // conflicts yields the segments that conflict with a request, by mode, start
 // and owner, but for those of owners whom skip is true for.
 func (r *resource) conflicts(rng Range, mode Mode, skip func(*owner) bool, yield func(*seg) bool) {
-	if overlapping(r.excl.root, rng, skip, yield) && mode == Exclusive {
-		overlapping(r.shared.root, rng, skip, yield)
+	if r.excl.overlapping(rng, skip, yield) && mode == Exclusive {
+		r.shared.overlapping(rng, skip, yield)
 	}
 }
 
@@ -199,9 +199,9 @@ func (c *core) carve(s *seg, rng Range) {
 	}
 	c.cut.segChanges(s)
 	t := s.by.res.tree(s.mode)
-	t.remove(s)
+	t.remove(s, &c.pools.nodes)
 	s.End = rng.Start
-	t.insert(s, c.prio())
+	t.insert(s, &c.pools.nodes)
 }
 
 func (c *core) addPiece(of *seg, rng Range) {
@@ -216,7 +216,7 @@ func (c *core) addSeg(s *seg) {
 	s.born = c.births
 	c.segs.push(s, &s.ofCore)
 	h.res.n++
-	h.res.tree(s.mode).insert(s, c.prio())
+	h.res.tree(s.mode).insert(s, &c.pools.nodes)
 	h.segs.insert(s, &s.mine, c.prio())
 	if s.handle != nil {
 		s.handle.segs.push(s, &s.hook)
@@ -234,7 +234,7 @@ func (c *core) removeSeg(s *seg) {
 	c.cut.segGoes(s)
 	c.segs.remove(s, &s.ofCore)
 	h.res.n--
-	h.res.tree(s.mode).remove(s)
+	h.res.tree(s.mode).remove(s, &c.pools.nodes)
 	h.segs.remove(s, &s.mine)
 	if s.handle != nil {
 		s.handle.segs.remove(s, &s.hook)

@@ -64,9 +64,9 @@ func (c *core) test(req *Request) (Lock, bool) {
 		return Lock{}, false
 	}
 	own := func(o *owner) bool { return o.key == req.Owner }
-	s := firstOverlapping(r.excl.root, req.Range, own)
+	s := r.excl.firstOverlapping(req.Range, own)
 	if req.Mode == Exclusive {
-		if other := firstOverlapping(r.shared.root, req.Range, own); s == nil || other != nil && (segsByStart{}).less(other, s) {
+		if other := r.shared.firstOverlapping(req.Range, own); s == nil || other != nil && bySegStart(other, s) < 0 {
 			s = other
 		}
 	}
@@ -76,8 +76,8 @@ func (c *core) test(req *Request) (Lock, bool) {
 	return s.lock(), true
 }
 
-func firstOverlapping(root *seg, rng Range, skip func(*owner) bool) (first *seg) {
-	overlapping(root, rng, skip, func(s *seg) bool {
+func (t *segTree) firstOverlapping(rng Range, skip func(*owner) bool) (first *seg) {
+	t.overlapping(rng, skip, func(s *seg) bool {
 		first = s
 		return false
 	})

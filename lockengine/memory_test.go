@@ -22,6 +22,9 @@ func TestMemoryGoes(t *testing.T) {
 		req.Name = fmt.Sprint("file-", i)
 		_, err = l.Try(req)
 		require.NoError(t, err)
+		req.Name, req.Range = "crowded", at(uint64(i)*20, 10)
+		_, err = l.Try(req)
+		require.NoError(t, err)
 	}
 	held := heapSize()
 	for i := range n {

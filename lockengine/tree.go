@@ -11,11 +11,7 @@ type seg struct {
 	who    Who
 	since  Instant
 
-	// Of the subtree in the resource's tree of this mode:
-	maxEnd uint64 // the largest End
-	sum    *owner // the one owner of all of it, or several
-
-	tree links[seg] // in resource.excl or resource.shared
+	next *seg       // of the few in resource.excl or resource.shared
 	mine links[seg] // in holding.segs
 	hook hook[seg]  // in handle.segs
 
@@ -38,127 +34,121 @@ func either(a, b *owner) *owner {
 }
 
 // segTree is the segments of one mode on one name, by start and owner. Those
-// of one owner never overlap; exclusive ones never do.
+// of one owner never overlap; exclusive ones never do. A few are a list, which
+// takes no memory; more are a B+tree.
 type segTree struct {
-	treap[seg, segsByStart]
+	few  *seg
+	root *segNode // nil: there are few
 }
 
-func (t *segTree) insert(s *seg, prio uint32) {
-	s.maxEnd, s.sum = s.End, s.by.owner
-	t.treap.insert(s, &s.tree, prio)
-}
+const fewSegs = 8
 
-func (t *segTree) remove(s *seg) { t.treap.remove(s, &s.tree) }
+func (t *segTree) empty() bool { return t.few == nil && t.root == nil }
 
-type segsByStart struct{}
-
-func (segsByStart) links(s *seg) *links[seg] { return &s.tree }
-
-func (segsByStart) less(a, b *seg) bool {
-	if a.Start != b.Start {
-		return a.Start < b.Start
+// insert adds s. This, remove and owners do nothing but the most common case, of
+// one segment at most, so that they are no calls.
+func (t *segTree) insert(s *seg, p *segNodes) {
+	if t.empty() {
+		t.few = s
+		return
 	}
-	return a.by.owner.key.less(b.by.owner.key)
+	t.insertMore(s, p)
 }
 
-func (segsByStart) update(s *seg) {
-	s.maxEnd, s.sum = s.End, s.by.owner
-	for _, c := range [2]*seg{s.tree.left, s.tree.right} {
-		if c != nil {
-			s.maxEnd, s.sum = max(s.maxEnd, c.maxEnd), either(s.sum, c.sum)
+func (t *segTree) insertMore(s *seg, p *segNodes) {
+	if t.root != nil {
+		t.root = p.insert(t.root, s)
+		return
+	}
+	n, at := 1, &t.few
+	for x := t.few; x != nil; x = x.next {
+		if bySegStart(x, s) < 0 {
+			at = &x.next
 		}
+		n++
+	}
+	s.next, *at = *at, s
+	if n <= fewSegs {
+		return
+	}
+	t.root = p.get(false)
+	for t.few != nil {
+		s = t.few
+		t.few, s.next = s.next, nil
+		t.root.put(t.root.n, s)
 	}
 }
 
-func (s *seg) sumOf() *owner {
-	if s == nil {
-		return nil
+// remove takes out s, which must be in the tree.
+func (t *segTree) remove(s *seg, p *segNodes) {
+	if t.few == s && s.next == nil {
+		t.few = nil
+		return
 	}
-	return s.sum
+	t.removeMore(s, p)
+}
+
+// removeMore makes a tree a list again only when it is much smaller, so that to
+// lock and unlock does not make it one and then the other.
+func (t *segTree) removeMore(s *seg, p *segNodes) {
+	if t.root == nil {
+		at := &t.few
+		for *at != s {
+			at = &(*at).next
+		}
+		*at, s.next = s.next, nil
+		return
+	}
+	t.root = p.remove(t.root, s)
+	if t.root.kids != nil || t.root.n > fewSegs/2 {
+		return
+	}
+	at := &t.few
+	for _, s := range t.root.seg[:t.root.n] {
+		*at, at = s, &s.next
+	}
+	p.free(t.root)
+	t.root = nil
 }
 
 // owners says whose segments overlap r: nobody's (nil), one owner's, or
 // several. O(log n).
 func (t *segTree) owners(r Range) *owner {
-	sum := startingIn(t.root, r)
-	if sum == several {
-		return several
-	}
-	return reachingInto(t.root, r.Start, sum)
-}
-
-// startingIn says whose segments start within r, from the summaries of the
-// subtrees between the paths to its two ends.
-func startingIn(n *seg, r Range) *owner {
-	for n != nil && (n.Start < r.Start || n.Start >= r.End) {
-		if n.Start < r.Start {
-			n = n.tree.right
-		} else {
-			n = n.tree.left
-		}
-	}
-	if n == nil {
+	if t.empty() {
 		return nil
 	}
-	return either(n.by.owner, either(startingFrom(n.tree.left, r.Start), startingBefore(n.tree.right, r.End)))
+	return t.ownersOfMore(r)
 }
 
-func startingFrom(n *seg, start uint64) (sum *owner) {
-	for n != nil {
-		if n.Start < start {
-			n = n.tree.right
-			continue
+func (t *segTree) ownersOfMore(r Range) (sum *owner) {
+	if t.root != nil {
+		return t.root.owners(r, nil)
+	}
+	for s := t.few; s != nil && s.Start < r.End; s = s.next {
+		if s.End > r.Start {
+			sum = either(sum, s.by.owner)
 		}
-		sum = either(sum, either(n.by.owner, n.tree.right.sumOf()))
-		n = n.tree.left
 	}
 	return sum
-}
-
-func startingBefore(n *seg, end uint64) (sum *owner) {
-	for n != nil {
-		if n.Start >= end {
-			n = n.tree.left
-			continue
-		}
-		sum = either(sum, either(n.by.owner, n.tree.left.sumOf()))
-		n = n.tree.right
-	}
-	return sum
-}
-
-// reachingInto adds to sum whose segments start before at and end after it. An
-// owner has at most one of these, so the second hit at the latest ends it.
-func reachingInto(n *seg, at uint64, sum *owner) *owner {
-	if n == nil || n.maxEnd <= at || sum == several {
-		return sum
-	}
-	sum = reachingInto(n.tree.left, at, sum)
-	if n.Start >= at {
-		return sum
-	}
-	if n.End > at {
-		sum = either(sum, n.by.owner)
-	}
-	return reachingInto(n.tree.right, at, sum)
 }
 
 // overlapping yields, by start and owner, the segments that overlap r; but
-// leaves out subtrees that are all of one owner whom skip is true for.
-func overlapping(n *seg, r Range, skip func(*owner) bool, yield func(*seg) bool) bool {
-	if n == nil || n.maxEnd <= r.Start || n.sum != several && skip(n.sum) {
-		return true
+// leaves out those of owners whom skip is true for.
+func (t *segTree) overlapping(r Range, skip func(*owner) bool, yield func(*seg) bool) bool {
+	if t.root != nil {
+		return t.root.overlapping(r, skip, yield)
 	}
-	if !overlapping(n.tree.left, r, skip, yield) {
-		return false
+	for s := t.few; s != nil && s.Start < r.End; s = s.next {
+		if s.End > r.Start && !skip(s.by.owner) && !yield(s) {
+			return false
+		}
 	}
-	if n.Start >= r.End {
-		return true
-	}
-	if n.End > r.Start && !skip(n.by.owner) && !yield(n) {
-		return false
-	}
-	return overlapping(n.tree.right, r, skip, yield)
+	return true
+}
+
+// all yields the segments in order. The tree must not change meanwhile.
+func (t *segTree) all(yield func(*seg) bool) {
+	t.overlapping(Whole, func(*owner) bool { return false }, yield)
 }
 
 type segsOfOne struct{}

@@ -1,0 +1,194 @@
+package lockengine
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// What a tree of many segments answers is what one comes to who looks at each
+// of them, whatever order they come and go in.
+func TestSegTree(t *testing.T) {
+	for name, fill := range map[string]func(rnd *rand.Rand, i int) Range{
+		"scattered":  func(rnd *rand.Rand, _ int) Range { return at(rnd.Uint64N(1<<20), 1+rnd.Uint64N(50)) },
+		"ascending":  func(_ *rand.Rand, i int) Range { return at(uint64(i)*10, 5) },
+		"descending": func(_ *rand.Rand, i int) Range { return at(1<<30-uint64(i)*10, 5) },
+		"long":       func(rnd *rand.Rand, _ int) Range { return at(rnd.Uint64N(1000), 1+rnd.Uint64N(1<<20)) },
+		"same":       func(*rand.Rand, int) Range { return at(0, 10) },
+	} {
+		for _, owners := range []int{1, 2, 5000} {
+			t.Run(fmt.Sprint(name, "/", owners), func(t *testing.T) {
+				x := newSegTreeTest(owners)
+				for i := range 5000 {
+					x.insert(fill(x.rnd, i))
+					x.sometimes(t)
+				}
+				for range 5 {
+					for range 1000 {
+						x.remove(x.rnd.IntN)
+						x.sometimes(t)
+					}
+					for i := range 1000 {
+						x.insert(fill(x.rnd, 5000+i))
+						x.sometimes(t)
+					}
+				}
+				first, last := func(int) int { return 0 }, func(n int) int { return n - 1 }
+				for _, which := range []func(int) int{x.rnd.IntN, first, last} {
+					for range len(x.segs) / 3 {
+						x.remove(which)
+						x.sometimes(t)
+					}
+				}
+				for len(x.segs) > 0 {
+					x.remove(x.rnd.IntN)
+					x.sometimes(t)
+				}
+				require.True(t, x.tree.empty())
+				x.check(t)
+			})
+		}
+	}
+}
+
+func at(start, n uint64) Range { return Range{start, start + n} }
+
+// segTreeTest is a tree, and a sorted list of what is in it.
+type segTreeTest struct {
+	rnd      *rand.Rand
+	holdings []*holding
+	nodes    segNodes
+	tree     segTree
+	segs     []*seg
+	turn     int
+}
+
+func newSegTreeTest(owners int) *segTreeTest {
+	x := &segTreeTest{rnd: rand.New(rand.NewPCG(uint64(owners), 3))}
+	for i := range owners {
+		x.holdings = append(x.holdings, &holding{owner: &owner{key: Owner{1, uint64(i)}}})
+	}
+	return x
+}
+
+// insert adds the range for an owner who has none that overlaps, if there is one.
+func (x *segTreeTest) insert(r Range) {
+	s := &seg{Range: r, by: x.holdings[x.rnd.IntN(len(x.holdings))]}
+	own := func(o *seg) bool { return o.by == s.by && o.overlaps(r) }
+	if slices.ContainsFunc(x.segs, own) {
+		return
+	}
+	i, _ := slices.BinarySearchFunc(x.segs, s, bySegStart)
+	x.segs = slices.Insert(x.segs, i, s)
+	x.tree.insert(s, &x.nodes)
+}
+
+// remove takes out the one of n that which says, if there is one.
+func (x *segTreeTest) remove(which func(n int) int) {
+	if n := len(x.segs); n > 0 {
+		i := which(n)
+		x.tree.remove(x.segs[i], &x.nodes)
+		x.segs = slices.Delete(x.segs, i, i+1)
+	}
+}
+
+// sometimes checks, more often when there are few.
+func (x *segTreeTest) sometimes(t *testing.T) {
+	if x.turn++; x.turn%97 == 0 || len(x.segs) < 50 {
+		x.check(t)
+	}
+}
+
+func (x *segTreeTest) check(t *testing.T) {
+	k := checker{}
+	k.segTree(&x.tree)
+	require.Empty(t, k.wrong)
+	var all []*seg
+	for s := range x.tree.all {
+		all = append(all, s)
+	}
+	require.True(t, slices.Equal(x.segs, all), "not what was inserted, in order")
+	for range 8 {
+		x.look(t, x.place())
+	}
+}
+
+// place is a range near one of the tree's, or anywhere.
+func (x *segTreeTest) place() Range {
+	if len(x.segs) == 0 || x.rnd.IntN(8) == 0 {
+		return at(x.rnd.Uint64N(1<<20), 1+x.rnd.Uint64N(1<<20))
+	}
+	near := x.segs[x.rnd.IntN(len(x.segs))]
+	return at(near.Start+x.rnd.Uint64N(12), 1+x.rnd.Uint64N(1000))
+}
+
+func (x *segTreeTest) look(t *testing.T, r Range) {
+	me := x.holdings[x.rnd.IntN(len(x.holdings))].owner
+	var owners *owner
+	var others, got []*seg
+	for _, s := range x.segs {
+		if s.overlaps(r) {
+			owners = either(owners, s.by.owner)
+			if s.by.owner != me {
+				others = append(others, s)
+			}
+		}
+	}
+	require.Same(t, owners, x.tree.owners(r), "owners of %v", r)
+	x.tree.overlapping(r, func(o *owner) bool { return o == me }, func(s *seg) bool {
+		got = append(got, s)
+		return true
+	})
+	require.True(t, slices.Equal(others, got), "overlapping %v", r)
+}
+
+// Of one file with many small ranges, of a few owners, each byte is held by
+// whom it should be.
+func TestManyRanges(t *testing.T) {
+	const size, owners = 6000, 6
+	rnd := rand.New(rand.NewPCG(1, 5))
+	c := newCore(10)
+	var held [owners][size]Mode
+	blocked := func(me int, r Range, mode Mode) bool {
+		for o := range held {
+			for _, m := range held[o][r.Start:r.End] {
+				if o != me && m != 0 && (m == Exclusive || mode == Exclusive) {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	for i := range 40_000 {
+		me, mode := rnd.IntN(owners), Shared+Mode(rnd.IntN(2))
+		r := at(rnd.Uint64N(size-16), 1+rnd.Uint64N(6))
+		cmd := command{op: opTry, req: Request{Class: Record, Name: "f", Owner: Owner{1, uint64(me)}, Mode: mode, Range: r}}
+		want := error(nil)
+		switch unlock := rnd.IntN(16) < 2+i/2000%8; {
+		case unlock:
+			cmd.op, mode = opUnlock, 0
+		case blocked(me, r, mode):
+			want = ErrHeld
+		}
+		require.Equal(t, want, apply(c, cmd, Instant{}).err)
+		for b := r.Start; b < r.End && want == nil; b++ {
+			held[me][b] = mode
+		}
+		if i%1000 == 999 {
+			k := checker{core: c}
+			k.segTree(&c.resources[Record]["f"].excl)
+			k.segTree(&c.resources[Record]["f"].shared)
+			require.Empty(t, k.wrong)
+			var got [owners][size]Mode
+			for _, s := range c.segsInOrder() {
+				for b := s.Start; b < s.End; b++ {
+					got[s.by.owner.key.ID][b] = s.mode
+				}
+			}
+			require.True(t, held == got, "not what was locked")
+		}
+	}
+}
