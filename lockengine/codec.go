@@ -93,13 +93,21 @@ func (w *encoder) request(r *Request) {
 	w.str(r.Name)
 	w.owner(r.Owner)
 	w.rng(r.Range)
-	w.asked(r)
+	w.asker(r)
+	w.rest(r)
 }
 
-// asked is what of a request is of no other command.
-func (w *encoder) asked(r *Request) {
+// asker is through what a request comes, and from whom.
+func (w *encoder) asker(r *Request) {
 	w.num(r.Handle)
 	w.who(r.Who)
+}
+
+// plain: there is no rest.
+func (r *Request) plain() bool { return r.Timeout == 0 && r.Guard == "" && r.Meta == "" && r.Key == 0 }
+
+// rest is what only some requests have.
+func (w *encoder) rest(r *Request) {
 	w.int(int64(r.Timeout))
 	w.str(r.Guard)
 	w.str(r.Meta)
@@ -219,13 +227,17 @@ func (r *decoder) request() (req Request) {
 	req.Name = r.str()
 	req.Owner = r.owner()
 	req.Range = r.rng()
-	r.asked(&req)
+	r.asker(&req)
+	r.rest(&req)
 	return req
 }
 
-func (r *decoder) asked(req *Request) {
+func (r *decoder) asker(req *Request) {
 	req.Handle = r.num()
 	req.Who = r.who()
+}
+
+func (r *decoder) rest(req *Request) {
 	req.Timeout = time.Duration(r.int())
 	req.Guard = r.str()
 	req.Meta = r.str()

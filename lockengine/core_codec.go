@@ -46,9 +46,11 @@ var fieldsOf = [...]fields{
 // told is what was told of the command before in a sequence, and need not be told
 // of the next one again. The zero value is that of the first.
 type told struct {
-	at    Instant
-	name  string
-	owner Owner
+	at     Instant
+	name   string
+	owner  Owner
+	handle uint64
+	who    Who
 }
 
 // Flags of a command, beside its own.
@@ -56,6 +58,8 @@ const (
 	relative  = 1 << 3 // at is told by the one before
 	sameName  = 1 << 4 // as before
 	sameOwner = 1 << 5
+	sameAsker = 1 << 6 // handle and who
+	plain     = 1 << 7 // the request has nothing that only some have
 )
 
 // command writes a command, when it was done, and what differs from the one before.
@@ -69,6 +73,12 @@ func (w *encoder) command(cmd *command, at Instant, before *told) {
 		if f&(hasReq|hasLock) != 0 && cmd.req.Owner == before.owner {
 			flags |= sameOwner
 		}
+		if f&hasReq != 0 && cmd.req.Handle == before.handle && cmd.req.Who == before.who {
+			flags |= sameAsker
+		}
+	}
+	if f&hasReq != 0 && cmd.req.plain() {
+		flags |= plain
 	}
 	w.buf = append(w.buf, format, byte(cmd.op), flags)
 	if flags&relative != 0 {
@@ -90,7 +100,13 @@ func (w *encoder) command(cmd *command, at Instant, before *told) {
 		w.rng(cmd.req.Range)
 	}
 	if f&hasReq != 0 {
-		w.asked(&cmd.req)
+		if flags&sameAsker == 0 {
+			w.asker(&cmd.req)
+			before.handle, before.who = cmd.req.Handle, cmd.req.Who
+		}
+		if flags&plain == 0 {
+			w.rest(&cmd.req)
+		}
 		return
 	}
 	if f&^(hasName|hasLock) != 0 {
@@ -162,7 +178,7 @@ func (r *decoder) command(before *told) (cmd command, at Instant) {
 	flags := r.byte()
 	cmd.keep, cmd.extend, cmd.fresh = flags&1 != 0, flags&2 != 0, flags&4 != 0
 	switch {
-	case flags&(relative|sameName|sameOwner) == 0:
+	case flags&(relative|sameName|sameOwner|sameAsker) == 0:
 		at = r.instant()
 	case before.at == Instant{} || flags&relative == 0:
 		r.fail(errOrder)
@@ -195,7 +211,14 @@ func (r *decoder) fields(cmd *command, f fields, flags byte, before *told) {
 		cmd.req.Range = r.rng()
 	}
 	if f&hasReq != 0 {
-		r.asked(&cmd.req)
+		if flags&sameAsker == 0 {
+			r.asker(&cmd.req)
+			before.handle, before.who = cmd.req.Handle, cmd.req.Who
+		}
+		cmd.req.Handle, cmd.req.Who = before.handle, before.who
+		if flags&plain == 0 {
+			r.rest(&cmd.req)
+		}
 		return
 	}
 	r.others(cmd, f)

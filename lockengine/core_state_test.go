@@ -333,7 +333,8 @@ func TestCommandBytes(t *testing.T) {
 		before := []told{
 			{}, {at: s.now}, {at: Instant{s.now.Boot + 1e9, s.now.Wall - 3}, name: cmd.req.Name},
 			{at: s.now, owner: cmd.req.Owner}, {at: s.now, name: cmd.req.Name, owner: cmd.req.Owner},
-		}[n%5]
+			{at: s.now, handle: cmd.req.Handle, who: cmd.req.Who},
+		}[n%6]
 		var e encoder
 		written, read := before, before
 		e.command(&cmd, s.now, &written)
