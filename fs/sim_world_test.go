@@ -276,6 +276,13 @@ func (l *simLife) due(by int64) (ring func(), at int64) {
 	return ring, at
 }
 
+// died ends the server's process.
+func (s *sim) died() {
+	s.model.crashed()
+	s.life = nil
+	_ = s.server.files.Close()
+}
+
 // pass lets time pass, for the server too if it runs. late: what rings does so
 // only at the end.
 func (s *sim) pass(d time.Duration, late bool) {
@@ -319,9 +326,7 @@ func (s *sim) serve(f func()) {
 		s.note("CRASH afterwards")
 	}
 	if l.over {
-		s.model.crashed()
-		s.life = nil
-		_ = s.server.files.Close()
+		s.died()
 		return
 	}
 	s.model.endStep()
@@ -378,6 +383,10 @@ func (s *sim) snapshot() {
 	}
 	if err := s.server.addState(func() { at = len(s.log) }, add); err != nil {
 		s.fail("no snapshot: %v", err)
+	}
+	if s.life.over { // what it left is no snapshot
+		s.died()
+		return
 	}
 	s.note("snapshot of %d records", at)
 	s.log = append(state, s.log[at:]...)
@@ -512,9 +521,7 @@ func (s *sim) crash() {
 	}
 	s.life.over = true
 	s.note("CRASH between two requests")
-	s.model.crashed()
-	s.life = nil
-	_ = s.server.files.Close()
+	s.died()
 }
 
 // drain ends all processes, and sees that nothing is left of them.
