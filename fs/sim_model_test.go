@@ -356,6 +356,8 @@ func (m *simModel) dropped(which func(*simOwner) bool) {
 func (m *simModel) locked(op *simOp, errno syscall.Errno) {
 	o := m.ownerOf(op)
 	flockLost := op.class == lockengine.Flock && errno != 0 && !op.blocked && slices.ContainsFunc(o.most[:], func(h lockengine.Mode) bool { return h != op.mode })
+	// What a call of the same owner got in this step may have come after this one gave back.
+	flockLost = flockLost && !slices.ContainsFunc(m.granted, func(g *simOp) bool { return g.kind == askLock && m.ownerOf(g) == o })
 	switch errno {
 	case 0:
 		m.lockGranted(op, o)
