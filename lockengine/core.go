@@ -169,9 +169,10 @@ func newCore(eventLog int) *core {
 	return c
 }
 
-// apply brings the state to now and then does the command. It is the only way
-// to change the state. What it completes is appended to c.done.
-func (c *core) apply(cmd *command, now Instant) result {
+// apply brings the state to now and then does the command, which comes to res,
+// the zero result before. It is the only way to change the state. What it
+// completes is appended to c.done.
+func (c *core) apply(cmd *command, now Instant, res *result) {
 	before := c.changes
 	if cmd.op == opResume {
 		if c.cut != nil {
@@ -180,50 +181,50 @@ func (c *core) apply(cmd *command, now Instant) result {
 		c.resume(cmd, now) // first: what time is it, and who is still there?
 	}
 	c.advance(now)
-	res := c.do(cmd)
-	c.wake()
+	c.do(cmd, res)
+	if len(c.shrunk)+len(c.ready) > 0 {
+		c.wake()
+	}
 	if c.changes != before {
 		c.known = c.now.Boot
 	}
-	return res
 }
 
-func (c *core) do(cmd *command) result {
+func (c *core) do(cmd *command, res *result) {
 	switch cmd.op {
 	case opTry:
-		return c.try(&cmd.req)
+		c.try(&cmd.req, res)
 	case opWait:
-		return c.wait(&cmd.req)
+		c.wait(&cmd.req, res)
 	case opCancel:
-		return result{ok: c.cancel(cmd.waiter, cmd.keep)}
+		res.ok = c.cancel(cmd.waiter, cmd.keep)
 	case opUnlock:
-		return result{err: c.unlock(&cmd.req)}
+		res.err = c.unlock(&cmd.req)
 	case opDropOwner:
 		c.dropOwner(cmd.req.Name, cmd.req.Owner)
 	case opDropHandle:
 		c.dropHandle(cmd.req.Handle)
 	case opRelease:
-		return result{err: c.release(cmd.req.Name, cmd.token, cmd.how)}
+		res.err = c.release(cmd.req.Name, cmd.token, cmd.how)
 	case opRenew:
-		return c.renew(cmd)
+		res.grant, res.err = c.renew(cmd)
 	case opSetNote:
-		return result{err: c.setNote(cmd.req.Name, cmd.token, cmd.note)}
+		res.err = c.setNote(cmd.req.Name, cmd.token, cmd.note)
 	case opSetStart, opSetSpan:
-		return result{err: c.setTimes(cmd)}
+		res.err = c.setTimes(cmd)
 	case opSetHolder:
-		return result{err: c.setHolder(cmd)}
+		res.err = c.setHolder(cmd)
 	case opWatch:
-		return result{err: c.addWatch(cmd.req.Name, cmd.token, cmd.watch)}
+		res.err = c.addWatch(cmd.req.Name, cmd.token, cmd.watch)
 	case opUnwatch:
-		return result{ok: c.dropWatch(cmd.watch)}
+		res.ok = c.dropWatch(cmd.watch)
 	case opClassify:
 		c.classified(cmd.kinds)
 	case opClose:
 		c.close()
 	case opDetach:
-		return result{err: c.detach(cmd.req.Name, cmd.token)}
+		res.err = c.detach(cmd.req.Name, cmd.token)
 	}
-	return result{}
 }
 
 // advance lets time pass: what was remembered long enough is forgotten, and
@@ -232,6 +233,17 @@ func (c *core) do(cmd *command) result {
 func (c *core) advance(now Instant) {
 	now.Boot = max(now.Boot, c.now.Boot)
 	c.now = now
+	if c.timed() {
+		c.pass(now)
+	}
+}
+
+// timed: time alone may change the state.
+func (c *core) timed() bool {
+	return len(c.names.leases)+len(c.names.endedFIFO) > 0 || !c.places.queue.empty()
+}
+
+func (c *core) pass(now Instant) {
 	c.forgetEnded()
 	c.forgetPlaces(now.Boot)
 	for n := c.names.due(now.Boot); n != nil; n = c.names.due(now.Boot) {

@@ -5,6 +5,7 @@ package lockengine
 type eventLog struct {
 	bound int
 	ring  []Event
+	slot  int    // in the ring, of the next event
 	base  uint64 // how many events came before the first one ever in the ring
 	last  uint64 // Seq of the last event
 }
@@ -16,19 +17,25 @@ const (
 
 // next is the slot of the event to write now.
 func (l *eventLog) next() *Event {
-	if n := uint64(len(l.ring)); l.last-l.base >= n && len(l.ring) < l.bound {
-		l.grow()
+	if l.slot == len(l.ring) {
+		l.turn()
 	}
+	e := &l.ring[l.slot]
+	l.slot++
 	l.last++
-	return l.at(l.last)
+	return e
 }
 
 // at is the slot of the event with this number.
 func (l *eventLog) at(seq uint64) *Event { return &l.ring[(seq-1-l.base)%uint64(len(l.ring))] }
 
-// grow happens only as long as nothing was overwritten, so events stay where
-// they are.
-func (l *eventLog) grow() {
+// turn goes on at the beginning of the ring, once that has grown to its bound.
+// Until then nothing is overwritten, so events stay where they are.
+func (l *eventLog) turn() {
+	if len(l.ring) == l.bound {
+		l.slot = 0
+		return
+	}
 	ring := make([]Event, min(max(2*len(l.ring), firstEventLog), l.bound))
 	copy(ring, l.ring)
 	l.ring = ring

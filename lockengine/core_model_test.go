@@ -130,15 +130,17 @@ func (d *duel) request() Request {
 // apply gives the core a command, and compares what it completes.
 func (d *duel) apply(cmd command) result {
 	d.t.Helper()
-	res := d.core.apply(&cmd, d.now)
+	var res result
+	d.core.apply(&cmd, d.now, &res)
 	for res.ask != nil {
 		answer := command{op: opClassify}
 		for _, q := range res.ask {
 			answer.kinds = append(answer.kinds, ownerKind{q.owner, modelKinds[q.owner]})
 		}
-		d.core.apply(&answer, d.now)
+		d.core.apply(&answer, d.now, new(result))
 		d.done[opClassify]++
-		res = d.core.apply(&cmd, d.now)
+		res = result{}
+		d.core.apply(&cmd, d.now, &res)
 	}
 	if res.err == nil {
 		d.done[cmd.op]++

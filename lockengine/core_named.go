@@ -359,20 +359,20 @@ func (c *core) queueOf(n *named) *group {
 	return m.queue
 }
 
-func (c *core) renew(cmd *command) result {
+func (c *core) renew(cmd *command) (Grant, error) {
 	n := c.lookup(cmd.req.Name, cmd.token)
 	if n == nil {
-		return result{err: ErrNotHeld}
+		return Grant{}, ErrNotHeld
 	}
 	left, ok := c.newLeft(n, cmd)
 	if !ok {
-		return result{err: ErrInvalid}
+		return Grant{}, ErrInvalid
 	}
 	c.cut.namedChanges(n)
 	n.timeout, n.expiry = cmd.req.Timeout, c.expiry(left)
 	c.names.fixLease(n)
 	c.emitNamed(EventRenewed, n)
-	return result{grant: n.grant()}
+	return n.grant(), nil
 }
 
 // newLeft is how long the lease lasts from now if it is renewed so.

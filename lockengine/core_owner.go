@@ -219,10 +219,11 @@ func (c *core) partyHolds(p *party, n int) {
 	if p == nil {
 		return
 	}
-	was := p.stuck()
 	p.held += n
-	c.stuckParties += change(was, p.stuck())
-	if p.held == 0 {
+	if !p.waits.empty() {
+		c.stuckParties += change(p.held-n > 0, p.held > 0)
+	}
+	if p.held == 0 && !p.parked {
 		c.freeParty(p)
 	}
 }
@@ -247,10 +248,9 @@ func (c *core) freeParty(p *party) {
 // ownerHolds counts n more (or fewer) segments for the owner. The owner is
 // not freed.
 func (c *core) ownerHolds(o *owner, n int) {
-	was := o.stuck()
 	o.segs += n
-	if o.class == Record {
-		c.stuckOwners += change(was, o.stuck())
+	if o.class == Record && !o.waits.empty() {
+		c.stuckOwners += change(o.segs-n > 0, o.segs > 0)
 	}
 }
 

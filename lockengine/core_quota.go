@@ -55,10 +55,8 @@ func (q *quota) over(uid uint32, n int) bool {
 // blocked, would be too much for a user. What it replaces makes room for it.
 // (What a wait ends with is not asked for again: a lock in the middle of
 // another one then makes one more than was counted.)
+// It is asked only if the quota is tight.
 func (c *core) overQuota(req *Request, blocked bool) bool {
-	if !c.quota.tight() {
-		return false
-	}
 	uid, n := req.Who.UID, 1
 	h := c.find(req.Class, req.Name, req.Owner)
 	if h == nil || blocked && req.Class == Record {
@@ -106,11 +104,9 @@ func (s *seg) around(rng Range) (n int) {
 
 // splitsOverQuota says whether to give back rng would leave a user with more
 // locks than before, and too many: this alone, a hole in one lock, can fail.
-// Else locks without end could be had by making holes.
+// Else locks without end could be had by making holes. It is asked only if the
+// quota is tight.
 func (c *core) splitsOverQuota(h *holding, rng Range) bool {
-	if !c.quota.tight() {
-		return false
-	}
 	s := h.touching(rng.Start + 1)
 	return s != nil && s.overlaps(rng) && c.quota.over(s.who.UID, s.around(rng)-1)
 }

@@ -280,9 +280,12 @@ func (c *core) giveBackAll(h *holding, rng Range) {
 	for s := h.touching(rng.Start + 1); s != nil && s.Start < rng.End; {
 		end := s.End
 		c.giveBack(s, rng)
+		if h.segs.empty() {
+			c.freeHolding(h)
+			return
+		}
 		s = h.after(end)
 	}
-	c.freeHolding(h)
 }
 
 func (c *core) unlock(req *Request) error {
@@ -294,7 +297,7 @@ func (c *core) unlock(req *Request) error {
 	if h == nil || rng.Start >= rng.End || c.unlocksNothing() {
 		return nil
 	}
-	if c.splitsOverQuota(h, rng) {
+	if c.quota.tight() && c.splitsOverQuota(h, rng) {
 		return c.refuseQuota()
 	}
 	c.giveBackAll(h, rng)

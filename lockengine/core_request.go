@@ -21,84 +21,89 @@ func normalize(req *Request) error {
 	return nil
 }
 
-func (c *core) try(req *Request) result {
-	if err := normalize(req); err != nil {
-		return result{err: err}
+func (c *core) try(req *Request, res *result) {
+	if res.err = normalize(req); res.err != nil {
+		return
 	}
-	if g, ok := c.granted(req); ok {
-		return result{grant: g}
+	if req.Class == Named && c.grantedBefore(req, res) {
+		return
 	}
-	if c.overQuota(req, false) && !c.blocked(req) {
-		return result{err: c.refuseQuota()}
+	if c.quota.tight() && c.overQuota(req, false) && !c.blocked(req) {
+		res.err = c.refuseQuota()
+		return
 	}
-	g, ok := c.grantNow(req)
-	if ok {
-		return result{grant: g}
+	if c.grantNow(req, res) {
+		return
 	}
 	c.stats.Refused[req.Class]++
 	if req.Class == Named {
 		c.emitRequest(EventRefused, req)
 	}
-	return result{err: ErrHeld}
+	res.err = ErrHeld
 }
 
-func (c *core) wait(req *Request) result {
-	if err := normalize(req); err != nil {
-		return result{err: err}
+func (c *core) wait(req *Request, res *result) {
+	if res.err = normalize(req); res.err != nil {
+		return
 	}
-	if g, ok := c.granted(req); ok {
-		return result{grant: g}
+	if req.Class == Named && c.grantedBefore(req, res) {
+		return
 	}
 	if c.quota.tight() && c.overQuota(req, c.blocked(req)) {
-		return result{err: c.refuseQuota()}
+		res.err = c.refuseQuota()
+		return
 	}
-	if g, ok := c.grantNow(req); ok {
+	if c.grantNow(req, res) {
 		c.answered(req)
-		return result{grant: g}
+		return
 	}
-	verdict, ask := c.judge(req)
+	res.cycle, res.ask = c.judge(req)
 	switch {
-	case ask != nil:
-		return result{ask: ask}
-	case verdict == cycleCertain:
+	case res.ask != nil:
+		return
+	case res.cycle == cycleCertain:
 		c.answered(req)
 		c.stats.Deadlocks++
 		c.emitRequest(EventDeadlock, req).Refused = true
-		return result{err: ErrDeadlock, cycle: verdict}
+		res.err = ErrDeadlock
+		return
 	}
-	w := c.enqueue(req)
+	res.waiter = c.enqueue(req).id
 	c.emitRequest(EventWaiting, req)
-	if verdict == cyclePossible {
+	if res.cycle == cyclePossible {
 		c.stats.Possible++
 		c.emitRequest(EventDeadlock, req)
 	}
-	return result{waiter: w.id, cycle: verdict}
 }
 
-// granted returns the grant of a Named request that is made again, since its
-// answer got lost, as long as its lock is held.
-func (c *core) granted(req *Request) (Grant, bool) {
-	if req.Class != Named || req.Key == 0 {
-		return Grant{}, false
+// grantedBefore: this is a Named request made again, since its answer got lost,
+// and its lock is still held. It is granted that, as res tells.
+func (c *core) grantedBefore(req *Request, res *result) bool {
+	if req.Key == 0 {
+		return false
 	}
 	n := c.lookup(req.Name, 0)
 	if n == nil || n.key != req.Key || n.owner != req.Owner {
-		return Grant{}, false
+		return false
 	}
-	return n.grant(), true
+	res.grant = n.grant()
+	return true
 }
 
-// grantNow grants the request if it conflicts with no lock held.
-func (c *core) grantNow(req *Request) (Grant, bool) {
+// grantNow grants the request, as res then tells, if it conflicts with no lock
+// held.
+func (c *core) grantNow(req *Request, res *result) bool {
 	if req.Class == Flock {
 		if s := c.convert(req); s != nil {
-			return Grant{Since: s.since}, true
+			res.grant.Since = s.since
+			return true
 		}
 	}
 	if c.blocked(req) && !c.grantsWrongly(req) {
-		return Grant{}, false
+		return false
 	}
-	return c.grant(req, 0), true
+	res.grant = c.grant(req, 0)
+	return true
 }
 
 // convert does what flock(2) does first: a lock of the owner in the other mode

@@ -133,7 +133,8 @@ type come struct {
 
 func apply(c *core, cmd command, now Instant) come {
 	from := c.log.last
-	got := come{result: c.apply(&cmd, now)}
+	var got come
+	c.apply(&cmd, now, &got.result)
 	got.completions, c.done = c.done, nil
 	got.events, _ = c.log.after(from, 1000)
 	return got
@@ -223,7 +224,7 @@ func (s *script) replayed() *core {
 		d := decoder{buf: data}
 		cmd, at := d.command(&before)
 		require.NoError(s.t, d.end())
-		c.apply(&cmd, at)
+		c.apply(&cmd, at, new(result))
 	}
 	c.done = nil
 	return c
@@ -386,7 +387,7 @@ func TestOldFormat(t *testing.T) {
 	require.Equal(t, Instant{123456789, 1700000000123456789}, at)
 
 	live := newCore(10)
-	live.apply(&want, Instant{5, 1700000000000000000})
+	live.apply(&want, Instant{5, 1700000000000000000}, new(result))
 	read, err := decode([][]byte{bytesOf(aState)}, 10)
 	require.NoError(t, err)
 	live.rand = read.rand // priorities that are drawn no more
@@ -506,9 +507,9 @@ func FuzzReplayLog(f *testing.F) {
 		require.NoError(t, err)
 		require.Equal(t, stateOf(l.core), stateOf(again))
 		require.NoError(t, again.checkInvariants())
-		again.apply(&command{op: opResume, fresh: true, boot: again.boot}, again.now)
+		again.apply(&command{op: opResume, fresh: true, boot: again.boot}, again.now, new(result))
 		for name := range again.names.byName {
-			again.apply(&command{op: opRelease, req: Request{Name: name}, how: Lost}, again.now)
+			again.apply(&command{op: opRelease, req: Request{Name: name}, how: Lost}, again.now, new(result))
 		}
 		require.NoError(t, again.checkInvariants())
 		require.True(t, again.empty())

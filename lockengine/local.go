@@ -84,14 +84,14 @@ func NewLocal(cfg Config) (*Local, error) {
 func (l *Local) limit() { l.core.quota.max, l.core.quota.root = l.maxPerUser, l.limitRoot }
 
 // do applies one command and tells whoever it concerns.
-func (l *Local) do(cmd *command) result {
+func (l *Local) do(cmd *command) (res result) {
 	l.mu.Lock()
 	now, err := l.ready(cmd)
 	if err != nil {
 		l.mu.Unlock()
 		return result{err: err}
 	}
-	res := l.apply(cmd, now)
+	l.apply(cmd, now, &res)
 	if !l.syncs(cmd, res.err) {
 		l.settle()
 		return res
@@ -135,12 +135,13 @@ func (l *Local) ready(cmd *command) (Instant, error) {
 	}
 }
 
-// apply applies a command, and records it if it changed anything.
-func (l *Local) apply(cmd *command, now Instant) result {
+// apply applies a command, which comes to res, and records it if it changed
+// anything.
+func (l *Local) apply(cmd *command, now Instant, res *result) {
 	before := l.core.changes
-	res := l.core.apply(cmd, now)
+	l.core.apply(cmd, now, res)
 	if l.core.changes == before {
-		return res
+		return
 	}
 	if res.err == ErrQuota {
 		// Time alone made the change. Nothing is refused in a replay, so that
@@ -148,7 +149,6 @@ func (l *Local) apply(cmd *command, now Instant) result {
 		cmd = &command{op: opTick}
 	}
 	l.record.command(cmd, l.core.now)
-	return res
 }
 
 // look lets time pass, so that nothing that ended is seen, and then looks.
@@ -162,14 +162,25 @@ func (l *Local) look(f func(*core)) {
 func (l *Local) tick() {
 	cmd := command{op: opTick}
 	if now, err := l.ready(&cmd); err == nil {
-		l.apply(&cmd, now)
+		l.apply(&cmd, now, new(result))
 	}
 }
 
 // settle ends every method: it sets the alarm, unlocks the mutex, and then
 // calls back, in the order in which the core completed.
-func (l *Local) settle(earlier ...func()) {
-	l.setAlarm()
+func (l *Local) settle() {
+	if l.core.timed() {
+		l.setAlarm()
+	}
+	if len(l.core.done)+len(l.readers) > 0 || l.core.gave {
+		l.tell()
+		return
+	}
+	l.mu.Unlock()
+}
+
+// tell unlocks the mutex and calls back what is due, after what is earlier.
+func (l *Local) tell(earlier ...func()) {
 	if l.core.gave {
 		l.core.gave = false
 		go debug.FreeOSMemory()
@@ -186,9 +197,6 @@ func (l *Local) settle(earlier ...func()) {
 
 // calls are the callbacks due: outcomes first, then readers of events.
 func (l *Local) calls() (calls []func()) {
-	if len(l.core.done) == 0 && len(l.readers) == 0 {
-		return nil
-	}
 	for i := range l.core.done {
 		if call := l.call(l.core.done[i]); call != nil {
 			calls = append(calls, call)
@@ -276,7 +284,8 @@ func (l *Local) Wait(req Request, done func(Grant, error)) (Grant, WaiterID, err
 		l.mu.Unlock()
 		return Grant{}, 0, err
 	}
-	res := l.apply(&cmd, now)
+	var res result
+	l.apply(&cmd, now, &res)
 	if res.waiter == 0 && res.ask == nil && res.cycle == cycleNone && !l.syncs(&cmd, res.err) {
 		l.settle()
 		return res.grant, 0, res.err
@@ -287,8 +296,9 @@ func (l *Local) Wait(req Request, done func(Grant, error)) (Grant, WaiterID, err
 // waits goes on with a Wait that is not over yet.
 func (l *Local) waits(cmd *command, res *result, now Instant, done func(Grant, error)) (Grant, WaiterID, error) {
 	for res.ask != nil {
-		l.apply(&command{op: opClassify, kinds: l.answer(res.ask)}, now)
-		*res = l.apply(cmd, now)
+		l.apply(&command{op: opClassify, kinds: l.answer(res.ask)}, now, new(result))
+		*res = result{}
+		l.apply(cmd, now, res)
 	}
 	if res.waiter != 0 {
 		l.waiting[res.waiter] = done
@@ -296,7 +306,8 @@ func (l *Local) waits(cmd *command, res *result, now Instant, done func(Grant, e
 		res.grant, res.waiter = Grant{}, l.holdGrant(res.grant, done)
 	}
 	if res.cycle != cycleNone && l.cycle != nil {
-		l.settle(tellCycle(l.cycle, cmd.req, res.err != nil))
+		l.setAlarm()
+		l.tell(tellCycle(l.cycle, cmd.req, res.err != nil))
 	} else {
 		l.settle()
 	}
@@ -327,7 +338,8 @@ func (l *Local) Cancel(id WaiterID, keepPlace bool) bool {
 		l.mu.Unlock()
 		return false
 	}
-	res := l.apply(&cmd, now)
+	var res result
+	l.apply(&cmd, now, &res)
 	if res.ok {
 		delete(l.waiting, id)
 	}
@@ -362,7 +374,7 @@ func (l *Local) Close() error {
 		l.mu.Unlock()
 		return nil
 	}
-	l.apply(&command{op: opClose}, l.clock.Now())
+	l.apply(&command{op: opClose}, l.clock.Now(), new(result))
 	l.closed = true
 	if l.tokens.refresh != nil {
 		l.tokens.refresh.Stop()

@@ -28,7 +28,8 @@ func (l *Local) Watch(name string, token uint64, done func(End)) (WatchID, error
 		return 0, err
 	}
 	cmd.watch = l.core.lastWatch + 1
-	res := l.apply(&cmd, now)
+	var res result
+	l.apply(&cmd, now, &res)
 	if res.err != nil {
 		cmd.watch = 0
 	} else {
@@ -52,7 +53,8 @@ func (l *Local) Unwatch(id WatchID) bool {
 		l.mu.Unlock()
 		return false
 	}
-	res := l.apply(&cmd, now)
+	var res result
+	l.apply(&cmd, now, &res)
 	if res.ok {
 		delete(l.watches, id)
 	}

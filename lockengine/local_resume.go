@@ -76,7 +76,7 @@ func (l *Local) replayCommand(data []byte) error {
 	if err := r.end(); err != nil {
 		return err
 	}
-	l.core.apply(&cmd, at)
+	l.core.apply(&cmd, at, new(result))
 	for _, d := range l.core.done {
 		if d.waiter == 0 && d.name == "" {
 			l.replay.ended(d)
@@ -141,7 +141,7 @@ func (l *Local) Resume(r Resumption) error {
 	if r.Lost {
 		cmd.token = l.tokens.reserved
 	}
-	l.apply(&cmd, l.reserveFirst(cmd.token))
+	l.apply(&cmd, l.reserveFirst(cmd.token), new(result))
 	l.core.gave = l.core.gave || len(l.core.names.byName) >= largeMap // what it took to read them
 	l.limit()
 	l.settle()
@@ -241,13 +241,14 @@ func (l *Local) Claimed() {
 		l.mu.Unlock()
 		return
 	}
-	l.apply(&tick, now)
+	l.apply(&tick, now, new(result))
 	calls := l.calls() // outcomes up to now go to the claims; there are no more at this instant
 	for _, cmd := range l.unclaimed() {
-		l.apply(&cmd, now)
+		l.apply(&cmd, now, new(result))
 	}
 	l.replay = replayed{closed: true}
-	l.settle(calls...)
+	l.setAlarm()
+	l.tell(calls...)
 }
 
 // unclaimed are the commands that end what nobody claimed. Waits come first,
