@@ -179,69 +179,91 @@ func (l *Local) settle() {
 	l.mu.Unlock()
 }
 
-// tell unlocks the mutex and calls back what is due, after what is earlier.
-func (l *Local) tell(earlier ...func()) {
+// tell unlocks the mutex and calls back who is due, after who is earlier.
+func (l *Local) tell(earlier ...outcome) {
 	if l.core.gave {
 		l.core.gave = false
 		go debug.FreeOSMemory()
 	}
-	calls := l.calls()
+	var few [2]outcome // does not leave the stack
+	due := l.due(few[:0])
 	l.mu.Unlock()
-	for _, call := range earlier {
-		call()
+	for i := range earlier {
+		earlier[i].tell()
 	}
-	for _, call := range calls {
-		call()
+	for i := range due {
+		due[i].tell()
 	}
 }
 
-// calls are the callbacks due: outcomes first, then readers of events.
-func (l *Local) calls() (calls []func()) {
+// outcome is who is to be called back, and with what.
+type outcome struct {
+	wait  func(Grant, error) // nil: call is
+	grant Grant
+	err   error
+	call  func()
+}
+
+func (o *outcome) tell() {
+	if o.wait != nil {
+		o.wait(o.grant, o.err)
+		return
+	}
+	o.call()
+}
+
+// due appends who is to be called back: outcomes first, then readers of events.
+func (l *Local) due(all []outcome) []outcome {
 	for i := range l.core.done {
-		if call := l.call(l.core.done[i]); call != nil {
-			calls = append(calls, call)
+		if o := l.outcome(&l.core.done[i]); o.wait != nil || o.call != nil {
+			all = append(all, o)
 		}
 	}
 	clear(l.core.done)
 	l.core.done = l.core.done[:0]
 	for id, r := range l.readers {
 		if l.core.log.last > r.after {
-			calls = append(calls, r.ready)
+			all = append(all, outcome{call: r.ready})
 			delete(l.readers, id)
 		}
 	}
-	return calls
+	return all
 }
 
-// call is the callback for one completion, nil if it is for later.
-func (l *Local) call(d completion) func() {
-	if d.name != "" {
-		expired := l.expired
-		if expired == nil {
-			return nil
+// outcome is the callback for one completion, zero if it is for later.
+func (l *Local) outcome(d *completion) outcome {
+	switch {
+	case d.waiter != 0:
+		return l.waited(d)
+	case d.name != "":
+		if l.expired == nil {
+			return outcome{}
 		}
-		return func() { expired(d.name, d.grant.Token) }
+		expired, name, token := l.expired, d.name, d.grant.Token
+		return outcome{call: func() { expired(name, token) }}
 	}
-	if d.waiter == 0 {
-		done := l.watches[d.watch]
-		if done == nil {
-			l.replay.ended(d)
-			return nil
-		}
-		delete(l.watches, d.watch)
-		return func() { done(d.end) }
+	done, end := l.watches[d.watch], d.end
+	if done == nil {
+		l.replay.ended(*d)
+		return outcome{}
 	}
+	delete(l.watches, d.watch)
+	return outcome{call: func() { done(end) }}
+}
+
+// waited is the callback of a request that waited.
+func (l *Local) waited(d *completion) outcome {
 	done := l.waiting[d.waiter]
 	if done == nil {
-		l.replay.decided(d)
-		return nil
+		l.replay.decided(*d)
+		return outcome{}
 	}
 	delete(l.waiting, d.waiter)
 	if l.syncGrants && d.grant.Expiry != (Instant{}) {
 		l.holdGrant(d.grant, done)
-		return nil
+		return outcome{}
 	}
-	return func() { done(d.grant, d.err) }
+	return outcome{wait: done, grant: d.grant, err: d.err}
 }
 
 // setAlarm sets the alarm if something ends before it would ring. One that
@@ -314,8 +336,8 @@ func (l *Local) waits(cmd *command, res *result, now Instant, done func(Grant, e
 	return res.grant, res.waiter, res.err
 }
 
-func tellCycle(tell func(Request, bool), req Request, refused bool) func() {
-	return func() { tell(req, refused) }
+func tellCycle(tell func(Request, bool), req Request, refused bool) outcome {
+	return outcome{call: func() { tell(req, refused) }}
 }
 
 func (l *Local) answer(ask []question) []ownerKind {

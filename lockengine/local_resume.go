@@ -242,7 +242,7 @@ func (l *Local) Claimed() {
 		return
 	}
 	l.apply(&tick, now, new(result))
-	calls := l.calls() // outcomes up to now go to the claims; there are no more at this instant
+	calls := l.due(nil) // outcomes up to now go to the claims; there are no more at this instant
 	for _, cmd := range l.unclaimed() {
 		l.apply(&cmd, now, new(result))
 	}
