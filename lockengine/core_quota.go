@@ -29,6 +29,8 @@ func (q *quota) count(uid uint32, n int) {
 func (q *quota) tight() bool { return q.max > 0 && q.all+2 > q.max }
 
 // turn makes a user the last one.
+//
+//go:noinline
 func (q *quota) turn(uid uint32) {
 	if q.last.n != 0 {
 		q.used[q.last.uid] = q.last.n

@@ -149,7 +149,10 @@ func (c *core) take(req *Request) {
 	r := c.resourceOf(req.Class, req.Name)
 	o := c.ownerOf(req)
 	h := c.holding(r, o)
-	merged := c.clear(h, req.Range, req.Mode)
+	merged := req.Range
+	if !h.segs.empty() {
+		merged = c.clear(h, req.Range, req.Mode)
+	}
 	s := c.pools.seg.get()
 	s.Range, s.mode, s.by, s.who, s.since = merged, req.Mode, h, req.Who, c.now
 	s.handle, s.party = c.cameWith(o, req)

@@ -130,7 +130,7 @@ func (c *core) blocked(req *Request) bool {
 		return c.blockerOf(req) != nil
 	}
 	r := c.resource(req.Class, req.Name)
-	if r == nil {
+	if r == nil || r.holdings.empty() {
 		return false
 	}
 	b := r.blockers(req.Range, req.Mode)
