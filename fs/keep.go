@@ -251,7 +251,7 @@ func decodedNumber(data []byte) uint64 { return (&decoder{rest: data}).uint() }
 
 // dump gives the state as records, for a snapshot. They are made first and
 // written later: nobody who needs what they are made of waits for the disk.
-func (s *Server) dump(add func(kind uint8, data ...[]byte) error) error {
+func (s *Server) dump(add func(kind uint8, data []byte) error) error {
 	all := []keptRecord{{recInstance, s.instance.encode()}}
 	all = append(all, s.dynamic.records()...)
 	all = append(all, s.removed.records()...)

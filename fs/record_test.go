@@ -1,7 +1,6 @@
 package fs
 
 import (
-	"bytes"
 	"slices"
 	"testing"
 	"time"
@@ -21,8 +20,8 @@ func inheritor(k *kernel) *Server {
 
 // dumped is the state of a server as records, in an order of their own.
 func dumped(t testing.TB, s *Server) (out []string) {
-	require.NoError(t, s.dump(func(kind uint8, data ...[]byte) error {
-		out = append(out, string([]byte{kind})+string(bytes.Join(data, nil)))
+	require.NoError(t, s.dump(func(kind uint8, data []byte) error {
+		out = append(out, string([]byte{kind})+string(data))
 		return nil
 	}))
 	slices.Sort(out)

@@ -331,7 +331,7 @@ func (s *Server) snapshot() error {
 
 // addState adds the state as of a moment at which it calls switchLog, or later
 // where a record of what happened since does no harm.
-func (s *Server) addState(switchLog func(), add func(kind uint8, data ...[]byte) error) error {
+func (s *Server) addState(switchLog func(), add func(kind uint8, data []byte) error) error {
 	engine := func(chunk []byte) error { return add(stateKind, chunk) }
 	if err := s.keeper().Checkpoint(switchLog, engine); err != nil {
 		return err

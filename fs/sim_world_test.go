@@ -194,9 +194,9 @@ func (l *simLife) Unregister(int32)            {}
 
 func (l *simLife) Room(int, int) error { return nil }
 
-func (l *simLife) Append(kind uint8, data ...[]byte) (uint64, error) {
+func (l *simLife) Append(kind uint8, data []byte) (uint64, error) {
 	if l.act() {
-		l.log = append(l.sim.log, simRecord{kind, bytes.Join(data, nil)})
+		l.log = append(l.sim.log, simRecord{kind, bytes.Clone(data)})
 	}
 	return uint64(len(l.log)), nil
 }
@@ -377,8 +377,8 @@ func (s *sim) request() {
 func (s *sim) snapshot() {
 	var state []simRecord
 	at := 0
-	add := func(kind uint8, data ...[]byte) error {
-		state = append(state, simRecord{kind, bytes.Join(data, nil)})
+	add := func(kind uint8, data []byte) error {
+		state = append(state, simRecord{kind, bytes.Clone(data)})
 		return nil
 	}
 	if err := s.server.addState(func() { at = len(s.log) }, add); err != nil {

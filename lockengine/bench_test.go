@@ -32,13 +32,11 @@ type ringLog struct {
 
 func (r *ringLog) Room(int, int) error { return nil }
 
-func (r *ringLog) Append(_ uint8, data ...[]byte) (uint64, error) {
+func (r *ringLog) Append(_ uint8, data []byte) (uint64, error) {
 	if r.at > len(r.buf)-4096 {
 		r.at = 0
 	}
-	for _, d := range data {
-		r.at += copy(r.buf[r.at:], d)
-	}
+	r.at += copy(r.buf[r.at:], data)
 	return 1, nil
 }
 
@@ -455,9 +453,9 @@ type keptLog struct {
 	records [][]byte
 }
 
-func (k *keptLog) Append(kind uint8, data ...[]byte) (uint64, error) {
+func (k *keptLog) Append(kind uint8, data []byte) (uint64, error) {
 	if kind == recordCommand {
-		k.records = append(k.records, append([]byte(nil), data[0]...))
+		k.records = append(k.records, append([]byte(nil), data...))
 	}
 	return 1, nil
 }

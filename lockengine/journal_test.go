@@ -42,13 +42,13 @@ func (m *memLog) Room(n, reserve int) error {
 	return nil
 }
 
-func (m *memLog) Append(kind uint8, data ...[]byte) (uint64, error) {
+func (m *memLog) Append(kind uint8, data []byte) (uint64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.broken {
 		return 0, errFull
 	}
-	m.records = append(m.records, memRecord{kind, bytes.Join(data, nil)})
+	m.records = append(m.records, memRecord{kind, bytes.Clone(data)})
 	m.pos++
 	return m.pos, nil
 }

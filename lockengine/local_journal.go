@@ -17,12 +17,11 @@ const (
 type recorder struct {
 	log    Log // nil: nothing is recorded
 	logger *slog.Logger
-	pos    uint64    // of the last record
-	told   told      // of the last command
-	enc    encoder   // used again for each command
-	part   [1][]byte // what to append: here, so that the call allocates nothing
-	owed   [][]byte  // commands that there was no room for, to be appended first
-	failed bool      // that was logged
+	pos    uint64   // of the last record
+	told   told     // of the last command
+	enc    encoder  // used again for each command
+	owed   [][]byte // commands that there was no room for, to be appended first
+	failed bool     // that was logged
 }
 
 // command records a command. If that fails it is kept, and appended before
@@ -46,8 +45,7 @@ func (r *recorder) command(cmd *command, at Instant) {
 }
 
 func (r *recorder) append(kind uint8, data []byte) error {
-	r.part[0] = data
-	pos, err := r.log.Append(kind, r.part[:]...)
+	pos, err := r.log.Append(kind, data)
 	if err == nil {
 		r.pos = pos
 	}

@@ -481,9 +481,9 @@ type Config struct {
 type Log interface {
 	// Room returns nil if n+reserve bytes can be appended.
 	Room(n, reserve int) error
-	// Append appends a record, of all of data, and returns its position: later
-	// ones have greater ones.
-	Append(kind uint8, data ...[]byte) (pos uint64, err error)
+	// Append appends a record, and returns its position: later ones have greater
+	// ones.
+	Append(kind uint8, data []byte) (pos uint64, err error)
 	// Synced calls done, once and from another goroutine, when everything up to
 	// pos, also what was there before this process, is on disk, or cannot be.
 	Synced(pos uint64, done func(error))

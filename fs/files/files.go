@@ -44,8 +44,8 @@ type Passthrough interface {
 type Log interface {
 	// Room fails unless n+reserve more bytes can be appended.
 	Room(n, reserve int) error
-	// Append adds one record of the concatenated data.
-	Append(kind uint8, data ...[]byte) (pos uint64, err error)
+	// Append adds one record.
+	Append(kind uint8, data []byte) (pos uint64, err error)
 }
 
 // Store keeps descriptors for a successor, by the number of their handle.

@@ -446,7 +446,7 @@ func FuzzReplay(f *testing.F) {
 			_ = fs.Replay(data[0], data[2:2+size])
 			data = data[2+size:]
 		}
-		require.NoError(t, fs.Dump(func(uint8, ...[]byte) error { return nil }))
+		require.NoError(t, fs.Dump(func(uint8, []byte) error { return nil }))
 		fs.Path(ident{}.key())
 	})
 }

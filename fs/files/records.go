@@ -242,7 +242,7 @@ func (f *FS) replayCounters(d *decoder) {
 
 // Dump gives the state that a successor needs as records, for a snapshot that began before the call. Requests may
 // run meanwhile: what they change is in the log behind the snapshot, which is replayed after it.
-func (f *FS) Dump(add func(kind uint8, data ...[]byte) error) error {
+func (f *FS) Dump(add func(kind uint8, data []byte) error) error {
 	f.mu.Lock()
 	nodes, handles, intents := keys(f.nodes), keys(f.open), append(keys(f.intents), keys(f.inherited)...)
 	counters := appendU32(appendU64(nil, f.lastNode), uint32(f.highestID))
@@ -286,7 +286,7 @@ func (p *piece) add(kind uint8, encode func([]byte) []byte) {
 // pieceSize keeps one hold of mu well under a millisecond.
 const pieceSize = 512
 
-func (f *FS) dumpAll(ids []uint64, dump func(*piece, uint64), add func(uint8, ...[]byte) error) error {
+func (f *FS) dumpAll(ids []uint64, dump func(*piece, uint64), add func(uint8, []byte) error) error {
 	var p piece
 	for len(ids) > 0 {
 		now := ids[:min(len(ids), pieceSize)]

@@ -61,9 +61,9 @@ func (m *memory) Room(n, reserve int) error {
 	return nil
 }
 
-func (m *memory) Append(kind uint8, data ...[]byte) (pos uint64, err error) {
+func (m *memory) Append(kind uint8, data []byte) (pos uint64, err error) {
 	m.stepped(func() {
-		m.log = append(m.log, rec{kind, slices.Concat(data...)})
+		m.log = append(m.log, rec{kind, slices.Clone(data)})
 		pos = uint64(len(m.log))
 	})
 	return pos, nil
@@ -135,8 +135,8 @@ func (m *memory) compact(t *testing.T, f *FS) {
 	at := len(m.log)
 	m.mu.Unlock()
 	var snapshot []rec
-	require.NoError(t, f.Dump(func(kind uint8, data ...[]byte) error {
-		snapshot = append(snapshot, rec{kind, slices.Concat(data...)})
+	require.NoError(t, f.Dump(func(kind uint8, data []byte) error {
+		snapshot = append(snapshot, rec{kind, slices.Clone(data)})
 		return nil
 	}))
 	m.mu.Lock()

@@ -65,7 +65,7 @@ func (j *Journal) startCompaction() (seq uint64, need int64, err error) {
 	case j.compacting:
 		return 0, 0, ErrCompacting
 	}
-	j.compacting = true
+	j.compacting, j.limit = true, 0
 	return j.cur.seq + 1, j.reserve, nil
 }
 
@@ -104,13 +104,13 @@ func (c *Compaction) ready() error {
 }
 
 // Add adds a record to the snapshot.
-func (c *Compaction) Add(kind uint8, data ...[]byte) error {
-	n, err := payload(kind, data)
-	if err == nil {
-		err = c.ready()
+func (c *Compaction) Add(kind uint8, data []byte) error {
+	err := c.ready()
+	if err == nil && !valid(kind, data) {
+		err = invalid(kind)
 	}
 	if err == nil {
-		err = c.snapshot.add(kind, n, data...)
+		err = c.snapshot.add(kind, data)
 	}
 	if err != nil {
 		c.err = err
@@ -238,16 +238,14 @@ func (s *snapshot) create(d dir, h header) error {
 	return noSpace(err)
 }
 
-func (s *snapshot) add(kind uint8, n int, data ...[]byte) error {
-	size := recordSize(n)
-	if int64(cap(s.buf)) < size {
+func (s *snapshot) add(kind uint8, data []byte) error {
+	if size := recordSize(len(data)); int64(len(s.buf)) < size {
 		s.buf = make([]byte, size)
 	}
-	rec := s.buf[:size]
-	binary.LittleEndian.PutUint64(rec, encode(rec, s.id, s.off, kind, n, data))
+	size := encode(s.buf, s.id, s.off, kind, data)
 	s.off += size
 	s.records++
-	_, err := s.w.Write(rec) // an error stays
+	_, err := s.w.Write(s.buf[:size]) // an error stays
 	return noSpace(err)
 }
 
@@ -255,7 +253,7 @@ func (s *snapshot) add(kind uint8, n int, data ...[]byte) error {
 func (s *snapshot) finish(d dir) error {
 	var n [8]byte
 	binary.LittleEndian.PutUint64(n[:], s.records)
-	if err := s.add(kindEnd, len(n), n[:]); err != nil {
+	if err := s.add(kindEnd, n[:]); err != nil {
 		return err
 	}
 	step("write " + s.name())

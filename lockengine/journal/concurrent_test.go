@@ -42,7 +42,7 @@ func TestConcurrent(t *testing.T) {
 			now := state
 			mu.Unlock()
 			for w, last := range now {
-				if err := c.Add(2, word(uint64(w)), word(last)); err != nil {
+				if err := c.Add(2, words(uint64(w), last)); err != nil {
 					t.Error(err)
 				}
 			}
@@ -61,7 +61,7 @@ func TestConcurrent(t *testing.T) {
 					t.Error(err)
 				}
 				mu.Lock()
-				p, err := j.Append(1, word(uint64(w)), word(n), padding[:rand.IntN(len(padding))])
+				p, err := j.Append(1, append(words(uint64(w), n), padding[:rand.IntN(len(padding))]...))
 				if err != nil || p <= pos {
 					t.Errorf("position %d after %d: %v", p, pos, err)
 				}
@@ -107,7 +107,9 @@ func TestConcurrent(t *testing.T) {
 	}
 }
 
-func word(n uint64) []byte { return binary.LittleEndian.AppendUint64(nil, n) }
+func words(a, b uint64) []byte {
+	return binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, a), b)
+}
 
 // TestSyncedTogether: those who wait while a sync runs share the next one.
 func TestSyncedTogether(t *testing.T) {
@@ -140,7 +142,7 @@ func TestSyncedTogether(t *testing.T) {
 	wg.Wait()
 	require.EqualValues(t, 2, j.Stats().Syncs)
 
-	pos, err := j.Append(1)
+	pos, err := j.Append(1, nil)
 	require.NoError(t, err)
 	step = func(string) {}
 	require.NoError(t, j.Sync())
@@ -179,7 +181,7 @@ func TestFull(t *testing.T) {
 	require.NoError(t, err)
 	_, err = j.Compact()
 	require.ErrorIs(t, err, ErrCompacting)
-	require.ErrorIs(t, c.Add(1), ErrNotSwitched)
+	require.ErrorIs(t, c.Add(1, nil), ErrNotSwitched)
 	c.Switch()
 	c.Abort()
 	require.ErrorIs(t, c.Commit(), ErrClosed)

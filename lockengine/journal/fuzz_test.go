@@ -53,7 +53,7 @@ func FuzzReplay(f *testing.F) {
 
 func recordBytes(id uint64, off int64, kind uint8, data []byte) []byte {
 	rec := make([]byte, recordSize(len(data)))
-	binary.LittleEndian.PutUint64(rec, encode(rec, id, off, kind, len(data), [][]byte{data}))
+	encode(rec, id, off, kind, data)
 	return rec
 }
 

@@ -81,11 +81,15 @@ type Journal struct {
 	last       uint64   // GUARDED_BY(mu): position behind the owner's last record
 	synced     uint64   // GUARDED_BY(mu): all up to this position is on disk
 	reserve    int64    // GUARDED_BY(mu): the greatest that Room was asked for
-	growing    bool     // GUARDED_BY(mu): growOnce is at work; grown tells when it is done
-	grown      sync.Cond
-	starved    bool   // GUARDED_BY(mu): no growing ahead until growing succeeds
-	due        uint64 // GUARDED_BY(mu): logs longer than that are to be compacted
-	stats      Stats  // GUARDED_BY(mu)
+	// limit is up to where cur may grow with nothing to look after: it has room for
+	// what was promised, and no compaction or growing is due. It is 0 unless that
+	// is known, and while next may have to have room too.
+	limit   int64 // GUARDED_BY(mu)
+	growing bool  // GUARDED_BY(mu): growOnce is at work; grown tells when it is done
+	grown   sync.Cond
+	starved bool   // GUARDED_BY(mu): no growing ahead until growing succeeds
+	due     uint64 // GUARDED_BY(mu): logs longer than that are to be compacted
+	stats   Stats  // GUARDED_BY(mu)
 }
 
 // Stats are figures of a journal.
@@ -126,65 +130,99 @@ func Open(path string, o Options) (*Journal, error) {
 	return j, nil
 }
 
-// Append appends the record whose payload is data, joined, and returns the
-// position behind it. Positions grow as long as the journal is open. It fails
-// only if there is no room ([ErrNoSpace]), which [Journal.Room] rules out.
-func (j *Journal) Append(kind uint8, data ...[]byte) (pos uint64, err error) {
-	n, err := payload(kind, data)
-	if err != nil {
-		return 0, err
+// Append appends a record, and returns the position behind it. Positions grow as
+// long as the journal is open. It fails only if there is no room ([ErrNoSpace]),
+// which [Journal.Room] rules out.
+func (j *Journal) Append(kind uint8, data []byte) (pos uint64, err error) {
+	if !valid(kind, data) {
+		return 0, invalid(kind)
 	}
 	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.closing {
-		return 0, ErrClosed
+	if !j.within(len(data)) {
+		err = j.ready(len(data))
 	}
-	if err := j.append(kind, n, data...); err != nil {
-		return 0, err
+	if err == nil {
+		l := j.cur
+		l.append(kind, data)
+		pos = l.base + uint64(l.end)
+		j.last = pos
+		j.stats.Appends++
+		if l.end > j.limit {
+			j.look()
+		}
 	}
-	j.last = j.cur.base + uint64(j.cur.end)
-	j.stats.Appends++
+	j.mu.Unlock()
+	return pos, err
+}
+
+// within reports whether a payload of n bytes leaves the log within the limit.
+func (j *Journal) within(n int) bool {
+	return j.cur != nil && j.cur.end+recordSize(n) <= j.limit
+}
+
+// look sees what is to be done behind the limit, and sets it anew.
+func (j *Journal) look() {
 	j.checkFull()
 	if j.short() && !j.starved {
 		signal(j.wakeGrow)
 	}
-	return j.last, nil
+	j.limit = 0
+	if !j.closing && !j.compacting {
+		j.limit = j.cur.end + min(j.ahead(), int64(j.due-j.logSize()))
+	}
 }
+
+// ahead is how much can be appended until it is time to grow.
+func (j *Journal) ahead() int64 { return j.cur.free() - j.reserve - growth/2 }
 
 // short reports whether it is time to grow.
-func (j *Journal) short() bool { return j.cur.free() < j.reserve+growth/2 }
+func (j *Journal) short() bool { return j.ahead() < 0 }
 
-func payload(kind uint8, data [][]byte) (n int, err error) {
-	if kind == 0 || kind > MaxKind {
-		return 0, fmt.Errorf("record of kind %d, want 1 to %d", kind, MaxKind)
-	}
-	for _, d := range data {
-		n += len(d)
-	}
-	if n > MaxRecord {
-		return 0, ErrTooLong
-	}
-	return n, nil
+// valid reports whether an owner may append a record.
+func valid(kind uint8, data []byte) bool {
+	return 0 < kind && kind <= MaxKind && len(data) <= MaxRecord
 }
 
-// append appends a record to the current log. The mutex is held.
-func (j *Journal) append(kind uint8, n int, data ...[]byte) error {
+// invalid is what is wrong with one that it may not.
+func invalid(kind uint8) error {
+	if kind == 0 || kind > MaxKind {
+		return fmt.Errorf("record of kind %d, want 1 to %d", kind, MaxKind)
+	}
+	return ErrTooLong
+}
+
+// ready makes room for a payload of n bytes of the owner in the current log.
+//
+//go:noinline
+func (j *Journal) ready(n int) error {
+	if j.closing {
+		return ErrClosed
+	}
+	return j.makeRoom(n)
+}
+
+// makeRoom makes room for a payload of n bytes in the current log.
+func (j *Journal) makeRoom(n int) error {
 	if err := j.ensure(&j.cur, recordSize(n)); err != nil {
 		return err
 	}
 	if j.cur == nil {
 		return ErrClosed
 	}
-	j.cur.append(kind, n, data...)
 	return nil
 }
 
 // prove appends a proof, and boot.
 func (j *Journal) prove(kind uint8, p proof, boot []byte) error {
 	b := p.bytes()
+	data := append(b[:], boot...)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.append(kind, proofSize+len(boot), b[:], boot)
+	if err := j.makeRoom(len(data)); err != nil {
+		return err
+	}
+	j.cur.append(kind, data)
+	return nil
 }
 
 // Room returns nil if a record with a payload of n bytes can be appended, and
@@ -197,11 +235,24 @@ func (j *Journal) Room(n, reserve int) error {
 		return ErrTooLong
 	}
 	j.mu.Lock()
-	defer j.mu.Unlock()
+	if int64(reserve) <= j.reserve && j.within(n) {
+		j.mu.Unlock()
+		return nil
+	}
+	err := j.moreRoom(n, reserve)
+	j.mu.Unlock()
+	return err
+}
+
+// moreRoom is the rest of Room: what is behind the limit is not known to have
+// room.
+func (j *Journal) moreRoom(n, reserve int) error {
 	if j.cur == nil || j.closing {
 		return ErrClosed
 	}
-	j.reserve = max(j.reserve, int64(reserve)) // one reserve for all who ask
+	if int64(reserve) > j.reserve {
+		j.reserve, j.limit = int64(reserve), 0 // one reserve for all who ask
+	}
 	need := recordSize(n) + j.reserve
 	if err := j.ensure(&j.next, need); err != nil {
 		return err
@@ -322,7 +373,7 @@ const spare = 64 << 10
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	opened := j.cur != nil && !j.closing
-	j.closing = true
+	j.closing, j.limit = true, 0
 	j.mu.Unlock()
 	if !opened {
 		return nil

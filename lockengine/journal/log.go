@@ -1,11 +1,8 @@
 package journal
 
 import (
-	"encoding/binary"
 	"errors"
 	"os"
-	"sync/atomic"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -75,18 +72,12 @@ func openLog(im *image, end int64) (*log, error) {
 func (l *log) free() int64 { return l.allocated - l.end - sealSize }
 
 // append writes a record for which there must be room.
-func (l *log) append(kind uint8, n int, data ...[]byte) {
-	end := l.end + recordSize(n)
-	rec := l.mem[l.end:end:end]
-	var first [8]byte
-	binary.LittleEndian.PutUint64(first[:], encode(rec, l.id, l.end, kind, n, data))
-	// From this store on the record is there, whenever the process dies.
-	atomic.StoreUint64((*uint64)(unsafe.Pointer(&rec[0])), binary.NativeEndian.Uint64(first[:]))
-	l.end = end
+func (l *log) append(kind uint8, data []byte) {
+	l.end += encode(l.mem[l.end:], l.id, l.end, kind, data)
 }
 
 // seal ends the log.
-func (l *log) seal() { l.append(kindSealed, 0) }
+func (l *log) seal() { l.append(kindSealed, nil) }
 
 // grow makes room for need bytes, and for more if the disk has it.
 func (l *log) grow(need int64) error {

@@ -4,6 +4,11 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 	"iter"
+	"math/bits"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/cpu"
 )
 
 // A record, all numbers little endian, begins at a multiple of 8:
@@ -57,21 +62,35 @@ func place(id uint64, off int64, word uint32) uint32 {
 	return uint32(x ^ x>>33)
 }
 
-// encode writes the record to rec, which is recordSize long, but for its first 8
-// bytes, which it returns. It does not read rec: that is mapped memory that no
-// cache has yet, and to read what is still on its way there is to wait for it.
-func encode(rec []byte, id uint64, off int64, kind uint8, n int, data [][]byte) (first uint64) {
-	word := recordWord(kind, n)
+// encode writes a record to the beginning of b, which is aligned, and returns its
+// size. It does not read b: that is mapped memory that no cache has yet, and to
+// read what is still on its way there is to wait for it.
+func encode(b []byte, id uint64, off int64, kind uint8, data []byte) int64 {
+	head := (*[recordHeader]byte)(b)
+	word := recordWord(kind, len(data))
 	seed := place(id, off, word)
-	binary.LittleEndian.PutUint64(rec[len(rec)-8:], 0)
-	binary.LittleEndian.PutUint32(rec[8:], seed)
-	rest, sum := rec[recordHeader:], seed
-	for _, d := range data {
-		rest = rest[copy(rest, d):]
-		sum = crc32.Update(sum, castagnoli, d)
+	binary.LittleEndian.PutUint32(head[8:], seed)
+	end := recordHeader + len(data)
+	copy(b[recordHeader:end], data)
+	sum := crc32.Update(seed, castagnoli, data)
+	if end%recordAlign != 0 {
+		sum = pad(b[end:recordSize(len(data))], sum)
 	}
-	sum = crc32.Update(sum, castagnoli, padding[:len(rest)])
-	return uint64(sum) | uint64(word)<<32
+	first := uint64(sum) | uint64(word)<<32
+	if cpu.IsBigEndian {
+		first = bits.ReverseBytes64(first)
+	}
+	// From this store on the record is there, whenever the process dies.
+	atomic.StoreUint64((*uint64)(unsafe.Pointer(head)), first)
+	return recordSize(len(data))
+}
+
+// pad fills the rest of a record, and adds it to the sum.
+//
+//go:noinline
+func pad(rest []byte, sum uint32) uint32 {
+	clear(rest)
+	return crc32.Update(sum, castagnoli, padding[:len(rest)])
 }
 
 var padding [recordAlign - 1]byte // of zeros

@@ -79,7 +79,7 @@ func (j *Journal) syncAndProve() error {
 	defer j.mu.Unlock()
 	if j.cur.free() >= j.reserve+spare {
 		b := p.bytes()
-		j.cur.append(kindSynced, proofSize, b[:])
+		j.cur.append(kindSynced, b[:])
 	}
 	return nil
 }
