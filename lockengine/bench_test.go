@@ -375,7 +375,6 @@ func BenchmarkCommand(b *testing.B) {
 	var before told
 	b.ReportAllocs()
 	for b.Loop() {
-		e.buf = e.buf[:0]
 		now.Boot, now.Wall = now.Boot+20_000, now.Wall+20_000
 		e.command(&cmd, now, &before)
 	}

@@ -7,11 +7,12 @@ import (
 	"time"
 )
 
-// format is the version of everything that is encoded here. The one before is
-// read too: ranges were two words, and a command told all of itself.
+// format is the version of everything that is encoded here. Those before are read
+// too.
 const (
-	format    = 2
-	oldFormat = 1
+	format  = 3
+	format2 = 2 // commands had no head
+	format1 = 1 // and ranges were two words
 )
 
 var (
@@ -69,13 +70,6 @@ func (w *encoder) rng(r Range) {
 	w.num(bits.RotateLeft64(r.End, 1))
 }
 
-// instantAfter is an instant as told by the one before, so that it is short.
-func (w *encoder) instantAfter(i, before Instant) {
-	boot := i.Boot - before.Boot
-	w.int(boot)
-	w.int(i.Wall - before.Wall - boot)
-}
-
 func (w *encoder) who(p Who) {
 	w.num(uint64(uint32(p.PID)))
 	w.num(uint64(uint32(p.TID)))
@@ -117,18 +111,14 @@ func (w *encoder) rest(r *Request) {
 // decoder takes off its buffer what an encoder wrote. It fails once and for all
 // at what cannot be; then all that is read is zero.
 type decoder struct {
-	buf []byte
-	err error
-	old bool // what is read is in oldFormat
+	buf     []byte
+	err     error
+	version byte // the format of what is read
 }
 
 // format reads the version of what follows.
 func (r *decoder) format() {
-	switch r.byte() {
-	case format:
-	case oldFormat:
-		r.old = true
-	default:
+	if r.version = r.byte(); r.version < format1 || r.version > format {
 		r.fail(errVersion)
 	}
 }
@@ -184,6 +174,13 @@ func (r *decoder) word() uint64 {
 	return 0
 }
 
+func (r *decoder) half() uint32 {
+	if b := r.take(4); b != nil {
+		return binary.LittleEndian.Uint32(b)
+	}
+	return 0
+}
+
 func (r *decoder) bool() bool { return r.byte() != 0 }
 
 func (r *decoder) str() string { return string(r.bytes()) }
@@ -202,15 +199,10 @@ func (r *decoder) instant() Instant { return Instant{int64(r.word()), int64(r.wo
 func (r *decoder) owner() Owner     { return Owner{r.num(), r.word()} }
 
 func (r *decoder) rng() Range {
-	if r.old {
+	if r.version == format1 {
 		return Range{r.word(), r.word()}
 	}
 	return Range{r.num(), bits.RotateLeft64(r.num(), -1)}
-}
-
-func (r *decoder) instantAfter(before Instant) Instant {
-	boot := r.int()
-	return Instant{before.Boot + boot, before.Wall + boot + r.int()}
 }
 
 func (r *decoder) who() Who {

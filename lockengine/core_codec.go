@@ -1,16 +1,33 @@
 package lockengine
 
-import "time"
+import (
+	"encoding/binary"
+	"math/bits"
+	"time"
+)
 
 // fields says what of a command counts for an op besides its number.
-type fields uint16
+type fields uint32
 
+// Those that most commands have.
 const (
-	hasReq    fields = 1 << iota // all of the request
-	hasName                      // of the request, the name
-	hasLock                      // of the request, class, owner and range
-	hasHandle                    // of the request
-	hasHolder                    // of the request, Who and Timeout
+	hasTime  fields = 1 << iota // when it was done: of any op
+	hasName                     // of the request
+	hasOwner                    // of the request
+	hasRange                    // of the request
+	hasAsker                    // of the request, Handle and Who
+	hasRest                     // of the request, what only some have
+
+	hasLock  = hasOwner | hasRange // and class, mode and kind
+	hasReq   = hasName | hasLock | hasAsker | hasRest
+	toldOnce = hasName | hasOwner | hasAsker // not again if the next has the same
+)
+
+// The others.
+const (
+	hasFlags  fields = 1 << (8 + iota) // keep, extend and fresh
+	hasHandle                          // of the request
+	hasHolder                          // of the request, Who and Timeout
 	hasToken
 	hasHow
 	hasMax // and second
@@ -19,18 +36,20 @@ const (
 	hasWatch
 	hasKinds
 	hasBoot
+
+	hasOthers = ^fields(0xff)
 )
 
 var fieldsOf = [...]fields{
 	opTick:       0,
 	opTry:        hasReq,
 	opWait:       hasReq,
-	opCancel:     hasWaiter,
+	opCancel:     hasFlags | hasWaiter,
 	opUnlock:     hasName | hasLock,
 	opDropOwner:  hasName | hasLock,
 	opDropHandle: hasHandle,
 	opRelease:    hasName | hasToken | hasHow,
-	opRenew:      hasName | hasToken | hasHolder | hasMax,
+	opRenew:      hasName | hasFlags | hasToken | hasHolder | hasMax,
 	opSetNote:    hasName | hasToken | hasNote,
 	opSetStart:   hasName | hasToken | hasMax,
 	opSetSpan:    hasName | hasToken | hasMax,
@@ -40,7 +59,7 @@ var fieldsOf = [...]fields{
 	opClassify:   hasKinds,
 	opClose:      0,
 	opDetach:     hasName | hasToken,
-	opResume:     hasToken | hasBoot,
+	opResume:     hasFlags | hasToken | hasBoot,
 }
 
 // told is what was told of the command before in a sequence, and need not be told
@@ -53,69 +72,102 @@ type told struct {
 	who    Who
 }
 
-// Flags of a command, beside its own.
-const (
-	relative  = 1 << 3 // at is told by the one before
-	sameName  = 1 << 4 // as before
-	sameOwner = 1 << 5
-	sameAsker = 1 << 6 // handle and who
-	plain     = 1 << 7 // the request has nothing that only some have
-)
+// A command begins with a head, all numbers little endian:
+//
+//	 0  the format, and the op
+//	 2  which of hasTime to hasRest follow
+//	 3  class (2 bits), mode (2 bits) and kind (4 bits) of the request
+//	 4  uint32  boot time since the command before
+//	 8  int32   by how much more the wall clock went on
+//	12  uint32  start of the range
+//	16  uint32  its end, as rng has it
+//
+// That is all of most commands. What has no room there, or differs from what was
+// told before, follows; what is told once is as before if it does not. A time
+// that follows comes with all, so that nothing before must be known.
+const commandHead = 20
 
-// command writes a command, when it was done, and what differs from the one before.
+// command writes a command, when it was done, and what differs from the one
+// before, in the place of what was written last.
 func (w *encoder) command(cmd *command, at Instant, before *told) {
-	f, flags := fieldsOf[cmd.op], cmd.flags()
-	if before.at != (Instant{}) {
-		flags |= relative
-		if f&(hasReq|hasName) != 0 && cmd.req.Name == before.name {
-			flags |= sameName
-		}
-		if f&(hasReq|hasLock) != 0 && cmd.req.Owner == before.owner {
-			flags |= sameOwner
-		}
-		if f&hasReq != 0 && cmd.req.Handle == before.handle && cmd.req.Who == before.who {
-			flags |= sameAsker
-		}
+	if cap(w.buf) < commandHead {
+		w.grow()
 	}
-	if f&hasReq != 0 && cmd.req.plain() {
-		flags |= plain
+	req, tell := &cmd.req, fieldsOf[cmd.op]
+	if req.Name == before.name {
+		tell &^= hasName
 	}
-	w.buf = append(w.buf, format, byte(cmd.op), flags)
-	if flags&relative != 0 {
-		w.instantAfter(at, before.at)
-	} else {
-		w.instant(at)
+	if req.Owner == before.owner {
+		tell &^= hasOwner
+	}
+	if req.Handle == before.handle && req.Who == before.who {
+		tell &^= hasAsker
+	}
+	boot := at.Boot - before.at.Boot
+	drift := at.Wall - before.at.Wall - boot
+	if before.at.Boot == 0 || uint64(boot)>>32 != 0 || int64(int32(drift)) != drift {
+		tell |= hasTime | fieldsOf[cmd.op]
 	}
 	before.at = at
-	if f&(hasReq|hasName) != 0 && flags&sameName == 0 {
-		w.str(cmd.req.Name)
-		before.name = cmd.req.Name
+	start, end := req.Range.Start, bits.RotateLeft64(req.Range.End, 1)
+	if (start|end)>>32 == 0 {
+		tell &^= hasRange
 	}
-	if f&(hasReq|hasLock) != 0 {
-		w.kinds(cmd.req.Class, cmd.req.Mode, cmd.req.Kind)
-		if flags&sameOwner == 0 {
-			w.owner(cmd.req.Owner)
-			before.owner = cmd.req.Owner
-		}
-		w.rng(cmd.req.Range)
+	if req.plain() {
+		tell &^= hasRest
 	}
-	if f&hasReq != 0 {
-		if flags&sameAsker == 0 {
-			w.asker(&cmd.req)
-			before.handle, before.who = cmd.req.Handle, cmd.req.Who
-		}
-		if flags&plain == 0 {
-			w.rest(&cmd.req)
-		}
-		return
+	kinds := byte(req.Class&3) | byte(req.Mode&3)<<2 | byte(req.Kind)<<4
+	w.buf = w.buf[:commandHead]
+	head := (*[commandHead]byte)(w.buf)
+	binary.LittleEndian.PutUint64(head[:], format|uint64(cmd.op)<<8|uint64(byte(tell))<<16|uint64(kinds)<<24|uint64(boot)<<32)
+	binary.LittleEndian.PutUint64(head[8:], uint64(uint32(drift))|start<<32)
+	binary.LittleEndian.PutUint32(head[16:], uint32(end))
+	if tell != 0 {
+		w.follow(cmd, at, tell, before)
 	}
-	if f&^(hasName|hasLock) != 0 {
-		w.others(cmd, f)
+}
+
+//go:noinline
+func (w *encoder) grow() { w.buf = make([]byte, commandRoom) }
+
+// follow writes what follows the head.
+func (w *encoder) follow(cmd *command, at Instant, tell fields, before *told) {
+	req := &cmd.req
+	if tell&hasTime != 0 {
+		w.instant(at)
+	}
+	if tell&hasOwner != 0 {
+		w.word(req.Owner.Session)
+		w.word(req.Owner.ID)
+		before.owner = req.Owner
+	}
+	if tell&hasAsker != 0 {
+		w.word(req.Handle)
+		w.word(uint64(uint32(req.Who.PID)) | uint64(uint32(req.Who.TID))<<32)
+		w.word(uint64(req.Who.UID) | uint64(req.Who.GID)<<32)
+		before.handle, before.who = req.Handle, req.Who
+	}
+	if tell&hasRange != 0 {
+		w.word(req.Range.Start)
+		w.word(req.Range.End)
+	}
+	if tell&hasName != 0 {
+		w.str(req.Name)
+		before.name = req.Name
+	}
+	if tell&hasRest != 0 {
+		w.rest(req)
+	}
+	if tell&hasOthers != 0 {
+		w.others(cmd, tell)
 	}
 }
 
 // others is the fields that the commands of most locks have not.
 func (w *encoder) others(cmd *command, f fields) {
+	if f&hasFlags != 0 {
+		w.byte(cmd.flags())
+	}
 	if f&hasHandle != 0 {
 		w.num(cmd.req.Handle)
 	}
@@ -167,6 +219,10 @@ func (cmd *command) flags() (b byte) {
 	return b
 }
 
+func (cmd *command) setFlags(b byte) {
+	cmd.keep, cmd.extend, cmd.fresh = b&1 != 0, b&2 != 0, b&4 != 0
+}
+
 // command reads what the encoder's command wrote.
 func (r *decoder) command(before *told) (cmd command, at Instant) {
 	r.format()
@@ -175,72 +231,75 @@ func (r *decoder) command(before *told) (cmd command, at Instant) {
 		r.fail(errVersion)
 		return command{}, Instant{}
 	}
-	flags := r.byte()
-	cmd.keep, cmd.extend, cmd.fresh = flags&1 != 0, flags&2 != 0, flags&4 != 0
+	f := fieldsOf[cmd.op]
+	if r.version != format {
+		at = r.oldCommand(&cmd, f, before)
+		return cmd, at
+	}
+	tell, kinds := fields(r.byte()), r.byte()
+	boot, drift := int64(r.half()), int64(int32(r.half()))
+	start, end := uint64(r.half()), uint64(r.half())
+	req := &cmd.req
+	req.Class, req.Mode, req.Kind = Class(kinds&3), Mode(kinds>>2&3), OwnerKind(kinds>>4)
+	req.Range = Range{start, bits.RotateLeft64(end, -1)}
 	switch {
-	case flags&(relative|sameName|sameOwner|sameAsker) == 0:
-		at = r.instant()
-	case before.at == Instant{} || flags&relative == 0:
-		r.fail(errOrder)
+	case tell&^(f|hasTime) != 0:
+		r.fail(errVersion)
+	case tell&hasTime == 0:
+		if before.at == (Instant{}) {
+			r.fail(errOrder)
+		}
+		at = Instant{before.at.Boot + boot, before.at.Wall + boot + drift}
 	default:
-		at = r.instantAfter(before.at)
+		if f&toldOnce&^tell != 0 {
+			r.fail(errOrder)
+		}
+		at = r.instant()
 	}
 	before.at = at
-	f := fieldsOf[cmd.op]
-	if r.old {
-		r.oldFields(&cmd, f)
-	} else {
-		r.fields(&cmd, f, flags, before)
-	}
+	r.follow(&cmd, f, tell, before)
 	return cmd, at
 }
 
-func (r *decoder) fields(cmd *command, f fields, flags byte, before *told) {
-	if f&(hasReq|hasName) != 0 {
-		if flags&sameName == 0 {
-			before.name = r.str()
-		}
-		cmd.req.Name = before.name
+func (r *decoder) follow(cmd *command, f, tell fields, before *told) {
+	req := &cmd.req
+	if tell&hasOwner != 0 {
+		before.owner = Owner{r.word(), r.word()}
 	}
-	if f&(hasReq|hasLock) != 0 {
-		cmd.req.Class, cmd.req.Mode, cmd.req.Kind = r.kinds()
-		if flags&sameOwner == 0 {
-			before.owner = r.owner()
-		}
-		cmd.req.Owner = before.owner
-		cmd.req.Range = r.rng()
+	if tell&hasAsker != 0 {
+		before.handle = r.word()
+		before.who = Who{int32(r.half()), int32(r.half()), r.half(), r.half()}
 	}
-	if f&hasReq != 0 {
-		if flags&sameAsker == 0 {
-			r.asker(&cmd.req)
-			before.handle, before.who = cmd.req.Handle, cmd.req.Who
-		}
-		cmd.req.Handle, cmd.req.Who = before.handle, before.who
-		if flags&plain == 0 {
-			r.rest(&cmd.req)
-		}
-		return
+	if tell&hasRange != 0 {
+		req.Range = Range{r.word(), r.word()}
+	}
+	if tell&hasName != 0 {
+		before.name = r.str()
+	}
+	before.give(req, f)
+	if tell&hasRest != 0 {
+		r.rest(req)
 	}
 	r.others(cmd, f)
 }
 
-// oldFields reads them in oldFormat.
-func (r *decoder) oldFields(cmd *command, f fields) {
-	if f&hasReq != 0 {
-		cmd.req = r.request()
-		return
-	}
+// give gives a request what it has of what was told.
+func (t *told) give(req *Request, f fields) {
 	if f&hasName != 0 {
-		cmd.req.Name = r.str()
+		req.Name = t.name
 	}
-	if f&hasLock != 0 {
-		cmd.req.Class, _, _ = r.kinds()
-		cmd.req.Owner, cmd.req.Range = r.owner(), r.rng()
+	if f&hasOwner != 0 {
+		req.Owner = t.owner
 	}
-	r.others(cmd, f)
+	if f&hasAsker != 0 {
+		req.Handle, req.Who = t.handle, t.who
+	}
 }
 
 func (r *decoder) others(cmd *command, f fields) {
+	if f&hasFlags != 0 {
+		cmd.setFlags(r.byte())
+	}
 	if f&hasHandle != 0 {
 		cmd.req.Handle = r.num()
 	}

@@ -348,8 +348,14 @@ func TestCommandBytes(t *testing.T) {
 		once := before
 		e2.command(&again, at, &once)
 		require.Equal(t, e.buf, e2.buf)
-		if fieldsOf[cmd.op]&hasReq != 0 {
+		if fieldsOf[cmd.op]&hasReq == hasReq {
 			require.Equal(t, cmd, again)
+		}
+		if before == (told{}) { // what comes first is the same whatever was before
+			d, other := decoder{buf: e.buf}, told{Instant{7, 8}, "other", Owner{9, 9}, 9, Who{PID: 9}}
+			first, _ := d.command(&other)
+			require.NoError(t, d.end())
+			require.Equal(t, again, first)
 		}
 		for cut := range e.buf {
 			d := decoder{buf: e.buf[:cut]}
@@ -360,8 +366,8 @@ func TestCommandBytes(t *testing.T) {
 	}
 }
 
-// What a program of the format before wrote is read: a command, and the state
-// that it led to.
+// What programs of the formats before wrote is read: a command, and the state
+// that it led to; and what was told of commands only if it differed.
 func TestOldFormat(t *testing.T) {
 	const (
 		aCommand = "01010015cd5b070000000015cd853dfe9c971702110e666530303a31323a363734302e31011032547698badcfe6400000000000000000000000000" +
@@ -371,6 +377,17 @@ func TestOldFormat(t *testing.T) {
 			"01050000000000000000002a36fe9c97170102100e666530303a31323a363734302e31640000000000000000000000000000800110325476" +
 			"98badcfe0a0b0c0d00000000000a366190e591ce077b000001000000000000000000000000000000000000000000"
 	)
+	const aState2 = "020301050000000000000000002a36fe9c97170a000000000001000100020e666530303a31323a363734302e3105021001011032547698ba" +
+		"dcfe6401090a0b0c0d050000000000000000002a36fe9c9717080201011032547698badcfe0100090901050000000000000000002a36fe9c" +
+		"97170102100e666530303a31323a363734302e316401011032547698badcfe0a0b0c0d00000000000a76606e02b9eef064000001000000000000000000000000000000000000000000"
+	commands := []string{
+		"02010015cd5b070000000015cd853dfe9c97170e666530303a31323a363734302e310211011032547698badcfe6401090a0b0c0d80a8d6b9070167016d05",
+		"0202f8c0b802d00f022180808080802080808080808001",
+		"020418c0b802d00f02000203000000000000000064",
+		"02080ac0b802d00f016e0100020080e0ba84bf034d0110",
+		"020309c0b802d00fac02",
+		"02120cc0b802d00f050162",
+	}
 	bytesOf := func(text string) []byte {
 		b, err := hex.DecodeString(text)
 		require.NoError(t, err)
@@ -386,12 +403,34 @@ func TestOldFormat(t *testing.T) {
 	require.Equal(t, want, cmd)
 	require.Equal(t, Instant{123456789, 1700000000123456789}, at)
 
+	plain := want
+	plain.op = opWait
+	plain.req.Timeout, plain.req.Guard, plain.req.Meta, plain.req.Key = 0, "", "", 0
+	plain.req.Mode, plain.req.Range = Exclusive, Range{1 << 40, 1 << 41}
+	var before told
+	for i, want := range []command{
+		want,
+		plain,
+		{op: opUnlock, req: Request{Class: Record, Name: "fe00:12:6740.1", Owner: Owner{2, 3}, Range: Range{0, 50}}},
+		{op: opRenew, extend: true, req: Request{Name: "n", Who: Who{PID: 1, UID: 2}, Timeout: time.Minute}, token: 77, max: -1, second: 8},
+		{op: opCancel, keep: true, waiter: 300},
+		{op: opResume, fresh: true, token: 5, boot: "b"},
+	} {
+		d := decoder{buf: bytesOf(commands[i])}
+		cmd, at := d.command(&before)
+		require.NoError(t, d.end())
+		require.Equal(t, want, cmd)
+		require.Equal(t, Instant{123456789 + int64(i)*20_000, 1700000000123456789 + int64(i)*21_000}, at)
+	}
+
 	live := newCore(10)
 	live.apply(&want, Instant{5, 1700000000000000000}, new(result))
-	read, err := decode([][]byte{bytesOf(aState)}, 10)
-	require.NoError(t, err)
-	live.rand = read.rand // priorities that are drawn no more
-	require.Equal(t, stateOf(live), stateOf(read))
+	for _, state := range []string{aState, aState2} {
+		read, err := decode([][]byte{bytesOf(state)}, 10)
+		require.NoError(t, err)
+		live.rand = read.rand // priorities that are drawn no more
+		require.Equal(t, stateOf(live), stateOf(read))
+	}
 }
 
 // A state that was cut anywhere is no state.

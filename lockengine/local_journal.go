@@ -30,16 +30,11 @@ func (r *recorder) command(cmd *command, at Instant) {
 	if r.log == nil {
 		return
 	}
-	r.enc.buf = r.enc.buf[:0]
 	r.enc.command(cmd, at, &r.told)
-	var err error
 	if len(r.owed) > 0 {
-		err = r.settle()
-	}
-	if err == nil {
-		err = r.append(recordCommand, r.enc.buf)
-	}
-	if err != nil {
+		r.owe(r.enc.buf, nil)
+		_ = r.settle() // that it failed was logged
+	} else if err := r.append(recordCommand, r.enc.buf); err != nil {
 		r.owe(r.enc.buf, err)
 	}
 }
