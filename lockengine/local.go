@@ -119,10 +119,16 @@ func (l *Local) ready(cmd *command) (Instant, error) {
 		if l.record.log == nil || failed {
 			return now, nil
 		}
-		if err := l.room(cmd); err != nil {
-			return now, err
+		if cmd.op.grows() {
+			if err := l.room(cmd); err != nil {
+				return now, err
+			}
 		}
-		wait := l.reserve(cmd, now)
+		n := l.mayGive(cmd)
+		if n == 0 {
+			return now, nil
+		}
+		wait := l.reserve(n, now)
 		if wait == nil {
 			return now, nil
 		}

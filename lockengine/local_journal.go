@@ -87,13 +87,19 @@ const (
 	reserveMax  = 4 << 20
 )
 
-// room fails with ErrNoSpace if there is none to record a command that needs it.
+// room fails with ErrNoSpace if there is none to record a command that grows.
 func (l *Local) room(cmd *command) error {
-	if !cmd.op.grows() {
+	r := &cmd.req
+	n := commandRoom + len(r.Name) + len(r.Guard) + len(r.Meta) + len(cmd.note)
+	if len(l.record.owed) == 0 && l.record.log.Room(n, l.core.reserve()) == nil {
 		return nil
 	}
-	r := &cmd.req
-	err := l.roomFor(commandRoom + len(r.Name) + len(r.Guard) + len(r.Meta) + len(cmd.note))
+	return l.seekRoom(cmd, n)
+}
+
+// seekRoom asks once more for room that there was none of, and says why.
+func (l *Local) seekRoom(cmd *command, n int) error {
+	err := l.roomFor(n)
 	if err != nil && cmd.op == opTry && normalize(&cmd.req) == nil && l.core.blocked(&cmd.req) {
 		return ErrHeld // as it would be with room
 	}
@@ -132,9 +138,7 @@ func (l *Local) Room() error {
 }
 
 func (c *core) reserve() int {
-	n := len(c.waiters) + len(c.watches)
-	for _, held := range c.stats.Held {
-		n += held
-	}
+	held := &c.stats.Held
+	n := len(c.waiters) + len(c.watches) + held[Named] + held[Record] + held[Flock]
 	return min(reserveMin+reserveEach*n, reserveMax)
 }

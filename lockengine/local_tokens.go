@@ -19,17 +19,18 @@ type tokenBlock struct {
 // microseconds in an hour, since tokens follow the clock.
 const tokenSpan = uint64(time.Hour / time.Microsecond)
 
-// reserve sees to it that the tokens that the command may give out are
-// reserved, and some for later. It returns nil if they are, or how to wait for
-// it, with the mutex unlocked meanwhile.
-func (l *Local) reserve(cmd *command, now Instant) (wait func() error) {
+// mayGive is how many tokens the command may give out.
+func (l *Local) mayGive(cmd *command) uint64 {
 	n := uint64(l.core.stats.Waiting[Named])
-	if (cmd.op == opTry || cmd.op == opWait) && cmd.req.Class == Named {
+	if cmd.req.Class == Named && (cmd.op == opTry || cmd.op == opWait) {
 		n++
 	}
-	if n == 0 {
-		return nil
-	}
+	return n
+}
+
+// reserve sees to it that n tokens are reserved, and some for later. It returns
+// nil if they are, or how to wait for it, with the mutex unlocked meanwhile.
+func (l *Local) reserve(n uint64, now Instant) (wait func() error) {
 	t := &l.tokens
 	last := l.core.names.lastToken(now) + n
 	if t.pending == nil && (last > t.safe || last+tokenSpan/2 > t.reserved) {

@@ -139,20 +139,17 @@ func (j *Journal) Append(kind uint8, data []byte) (pos uint64, err error) {
 	}
 	j.mu.Lock()
 	if !j.within(len(data)) {
-		err = j.ready(len(data))
-	}
-	if err == nil {
-		l := j.cur
-		l.append(kind, data)
-		pos = l.base + uint64(l.end)
-		j.last = pos
-		j.stats.Appends++
-		if l.end > j.limit {
-			j.look()
+		if err := j.ready(len(data)); err != nil {
+			return 0, err
 		}
 	}
+	l := j.cur
+	l.append(kind, data)
+	pos = l.base + uint64(l.end)
+	j.last = pos
+	j.stats.Appends++
 	j.mu.Unlock()
-	return pos, err
+	return pos, nil
 }
 
 // within reports whether a payload of n bytes leaves the log within the limit.
@@ -160,23 +157,33 @@ func (j *Journal) within(n int) bool {
 	return j.cur != nil && j.cur.end+recordSize(n) <= j.limit
 }
 
-// look sees what is to be done behind the limit, and sets it anew.
-func (j *Journal) look() {
-	j.checkFull()
-	if j.short() && !j.starved {
+// ready makes room for a payload of n bytes of the owner, does what is due then,
+// and sets the limit anew. If it fails, it unlocks the mutex.
+func (j *Journal) ready(n int) error {
+	err := ErrClosed
+	if !j.closing {
+		err = j.makeRoom(n)
+	}
+	if err != nil {
+		j.mu.Unlock()
+		return err
+	}
+	j.checkFull(recordSize(n))
+	if j.short(recordSize(n)) && !j.starved {
 		signal(j.wakeGrow)
 	}
 	j.limit = 0
-	if !j.closing && !j.compacting {
+	if !j.compacting {
 		j.limit = j.cur.end + min(j.ahead(), int64(j.due-j.logSize()))
 	}
+	return nil
 }
 
 // ahead is how much can be appended until it is time to grow.
 func (j *Journal) ahead() int64 { return j.cur.free() - j.reserve - growth/2 }
 
-// short reports whether it is time to grow.
-func (j *Journal) short() bool { return j.ahead() < 0 }
+// short reports whether it is time to grow with size bytes more.
+func (j *Journal) short(size int64) bool { return j.ahead() < size }
 
 // valid reports whether an owner may append a record.
 func valid(kind uint8, data []byte) bool {
@@ -189,16 +196,6 @@ func invalid(kind uint8) error {
 		return fmt.Errorf("record of kind %d, want 1 to %d", kind, MaxKind)
 	}
 	return ErrTooLong
-}
-
-// ready makes room for a payload of n bytes of the owner in the current log.
-//
-//go:noinline
-func (j *Journal) ready(n int) error {
-	if j.closing {
-		return ErrClosed
-	}
-	return j.makeRoom(n)
 }
 
 // makeRoom makes room for a payload of n bytes in the current log.
@@ -308,7 +305,7 @@ func (j *Journal) growAhead() {
 func (j *Journal) growOnce() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if !j.short() {
+	if !j.short(0) {
 		return // somebody could not wait
 	}
 	l, from := j.cur, j.cur.allocated
@@ -331,10 +328,10 @@ func (j *Journal) growOnce() {
 // Full is sent a value when a compaction is due.
 func (j *Journal) Full() <-chan struct{} { return j.full }
 
-// checkFull tells when a compaction is due; if it did not help, again when the
-// logs have grown some more.
-func (j *Journal) checkFull() {
-	size := j.logSize()
+// checkFull tells when a compaction is due with size bytes more; if it did not
+// help, again when the logs have grown some more.
+func (j *Journal) checkFull(more int64) {
+	size := j.logSize() + uint64(more)
 	if size <= j.due || j.compacting {
 		return
 	}

@@ -71,7 +71,7 @@ func (j *Journal) start(c *chain) error {
 	}
 	j.due = uint64(j.stats.Snapshot) + slack
 	j.mu.Lock()
-	j.checkFull()
+	j.checkFull(0)
 	j.mu.Unlock()
 	j.tasks.Go(j.syncAll)
 	j.tasks.Go(j.growAhead)
