@@ -93,8 +93,11 @@ func (w *encoder) command(cmd *command, at Instant, before *told) {
 	if cap(w.buf) < commandHead {
 		w.grow()
 	}
-	req, tell := &cmd.req, fieldsOf[cmd.op]
-	if req.Name == before.name {
+	req := &cmd.req
+	sameName := req.Name == before.name
+	has := fieldsOf[cmd.op]
+	tell := has
+	if sameName {
 		tell &^= hasName
 	}
 	if req.Owner == before.owner {
@@ -106,7 +109,7 @@ func (w *encoder) command(cmd *command, at Instant, before *told) {
 	boot := at.Boot - before.at.Boot
 	drift := at.Wall - before.at.Wall - boot
 	if before.at.Boot == 0 || uint64(boot)>>32 != 0 || int64(int32(drift)) != drift {
-		tell |= hasTime | fieldsOf[cmd.op]
+		tell = has | hasTime
 	}
 	before.at = at
 	start, end := req.Range.Start, bits.RotateLeft64(req.Range.End, 1)

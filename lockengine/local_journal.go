@@ -31,11 +31,8 @@ func (r *recorder) command(cmd *command, at Instant) {
 		return
 	}
 	r.enc.command(cmd, at, &r.told)
-	if len(r.owed) > 0 {
-		r.owe(r.enc.buf, nil)
-		_ = r.settle() // that it failed was logged
-	} else if err := r.append(recordCommand, r.enc.buf); err != nil {
-		r.owe(r.enc.buf, err)
+	if len(r.owed) > 0 || r.append(recordCommand, r.enc.buf) != nil {
+		r.owe()
 	}
 }
 
@@ -58,12 +55,14 @@ func (r *recorder) settle() error {
 	return nil
 }
 
-func (r *recorder) owe(data []byte, err error) {
-	r.owed = append(r.owed, slices.Clone(data))
-	if r.logger != nil && !r.failed {
+// owe keeps the last command, and tries once more.
+func (r *recorder) owe() {
+	r.owed = append(r.owed, slices.Clone(r.enc.buf))
+	err := r.settle()
+	if err != nil && r.logger != nil && !r.failed {
 		r.logger.Error("a change of locks could not be recorded; it would be undone by a crash now", "err", err)
+		r.failed = true
 	}
-	r.failed = true
 }
 
 // grows says whether the op may make the state larger, or is only good with a

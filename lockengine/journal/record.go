@@ -74,7 +74,7 @@ func encode(b []byte, id uint64, off int64, kind uint8, data []byte) int64 {
 	copy(b[recordHeader:end], data)
 	sum := crc32.Update(seed, castagnoli, data)
 	if end%recordAlign != 0 {
-		sum = pad(b[end:recordSize(len(data))], sum)
+		sum = pad(b, end, sum)
 	}
 	first := uint64(sum) | uint64(word)<<32
 	if cpu.IsBigEndian {
@@ -85,12 +85,13 @@ func encode(b []byte, id uint64, off int64, kind uint8, data []byte) int64 {
 	return recordSize(len(data))
 }
 
-// pad fills the rest of a record, and adds it to the sum.
+// pad fills up a record whose payload ends at end, and adds that to the sum.
 //
 //go:noinline
-func pad(rest []byte, sum uint32) uint32 {
-	clear(rest)
-	return crc32.Update(sum, castagnoli, padding[:len(rest)])
+func pad(b []byte, end int, sum uint32) uint32 {
+	rest := padding[:-end&(recordAlign-1)]
+	copy(b[end:end+len(rest)], rest)
+	return crc32.Update(sum, castagnoli, rest)
 }
 
 var padding [recordAlign - 1]byte // of zeros
