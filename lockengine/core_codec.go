@@ -108,6 +108,7 @@ func (w *encoder) command(cmd *command, at Instant, before *told) {
 	}
 	boot := at.Boot - before.at.Boot
 	drift := at.Wall - before.at.Wall - boot
+	// At 0 nothing was told, or it is told again.
 	if before.at.Boot == 0 || uint64(boot)>>32 != 0 || int64(int32(drift)) != drift {
 		tell = has | hasTime
 	}

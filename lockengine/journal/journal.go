@@ -160,9 +160,9 @@ func (j *Journal) within(n int) bool {
 // ready makes room for a payload of n bytes of the owner, does what is due then,
 // and sets the limit anew. If it fails, it unlocks the mutex.
 func (j *Journal) ready(n int) error {
-	err := ErrClosed
-	if !j.closing {
-		err = j.makeRoom(n)
+	err := j.makeRoom(n)
+	if j.closing { // perhaps only while it waited for room
+		err = ErrClosed
 	}
 	if err != nil {
 		j.mu.Unlock()

@@ -41,7 +41,22 @@ func add(t testing.TB, j *Journal, kind uint8, text string) string {
 	t.Helper()
 	_, err := j.Append(kind, []byte(text))
 	require.NoError(t, err)
+	checkLimit(t, j)
 	return fmt.Sprintf("%d:%s", kind, text)
+}
+
+// checkLimit demands that nothing has to be looked after before the limit.
+func checkLimit(t testing.TB, j *Journal) {
+	t.Helper()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.limit <= 0 {
+		return
+	}
+	require.False(t, j.closing || j.compacting || j.next != nil)
+	more := j.limit - j.cur.end
+	require.GreaterOrEqual(t, j.ahead(), more)
+	require.GreaterOrEqual(t, int64(j.due), int64(j.logSize())+more)
 }
 
 func addMany(t testing.TB, j *Journal, from, to int) (want []string) {
