@@ -89,6 +89,7 @@ func (w *encoder) request(r *Request) {
 	w.rng(r.Range)
 	w.asker(r)
 	w.rest(r)
+	w.num(r.Key)
 }
 
 // asker is through what a request comes, and from whom.
@@ -98,14 +99,13 @@ func (w *encoder) asker(r *Request) {
 }
 
 // plain: there is no rest.
-func (r *Request) plain() bool { return r.Timeout == 0 && r.Guard == "" && r.Meta == "" && r.Key == 0 }
+func (r *Request) plain() bool { return r.Timeout == 0 && r.Guard == "" && r.Meta == "" }
 
 // rest is what only some requests have.
 func (w *encoder) rest(r *Request) {
 	w.int(int64(r.Timeout))
 	w.str(r.Guard)
 	w.str(r.Meta)
-	w.num(r.Key)
 }
 
 // decoder takes off its buffer what an encoder wrote. It fails once and for all
@@ -221,6 +221,7 @@ func (r *decoder) request() (req Request) {
 	req.Range = r.rng()
 	r.asker(&req)
 	r.rest(&req)
+	req.Key = r.num()
 	return req
 }
 
@@ -233,7 +234,6 @@ func (r *decoder) rest(req *Request) {
 	req.Timeout = time.Duration(r.int())
 	req.Guard = r.str()
 	req.Meta = r.str()
-	req.Key = r.num()
 }
 
 // end fails unless all was read.

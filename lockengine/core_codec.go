@@ -16,10 +16,11 @@ const (
 	hasOwner                    // of the request
 	hasRange                    // of the request
 	hasAsker                    // of the request, Handle and Who
+	hasKey                      // of the request
 	hasRest                     // of the request, what only some have
 
 	hasLock  = hasOwner | hasRange // and class, mode and kind
-	hasReq   = hasName | hasLock | hasAsker | hasRest
+	hasReq   = hasName | hasLock | hasAsker | hasKey | hasRest
 	toldOnce = hasName | hasOwner | hasAsker // not again if the next has the same
 )
 
@@ -117,6 +118,9 @@ func (w *encoder) command(cmd *command, at Instant, before *told) {
 	if (start|end)>>32 == 0 {
 		tell &^= hasRange
 	}
+	if req.Key == 0 {
+		tell &^= hasKey
+	}
 	if req.plain() {
 		tell &^= hasRest
 	}
@@ -154,6 +158,9 @@ func (w *encoder) follow(cmd *command, at Instant, tell fields, before *told) {
 	if tell&hasRange != 0 {
 		w.word(req.Range.Start)
 		w.word(req.Range.End)
+	}
+	if tell&hasKey != 0 {
+		w.word(req.Key)
 	}
 	if tell&hasName != 0 {
 		w.str(req.Name)
@@ -276,6 +283,9 @@ func (r *decoder) follow(cmd *command, f, tell fields, before *told) {
 	}
 	if tell&hasRange != 0 {
 		req.Range = Range{r.word(), r.word()}
+	}
+	if tell&hasKey != 0 {
+		req.Key = r.word()
 	}
 	if tell&hasName != 0 {
 		before.name = r.str()

@@ -55,6 +55,7 @@ func (r *decoder) oldFields(cmd *command, f fields, flags byte, before *told) {
 	before.give(req, f)
 	if f&hasRest != 0 && flags&plain == 0 {
 		r.rest(req)
+		req.Key = r.num()
 	}
 	r.others(cmd, f)
 }
