@@ -84,33 +84,50 @@ func newFuseDevice(fd int) *fuseDevice {
 // read implements [connection].
 func (d *fuseDevice) read(buf []byte) (int, error) {
 	for {
-		n, err := d.tryRead(buf)
-		switch err {
-		case nil:
+		n, errno := d.call(unix.SYS_READ, unsafe.Pointer(&buf[0]), len(buf))
+		if errno == 0 {
 			d.idle = 0
 			return n, nil
-		case unix.EAGAIN:
-			d.wait()
-		case unix.ENODEV, unix.ECONNABORTED:
-			return 0, nil
-		default:
-			return 0, fmt.Errorf("read /dev/fuse: %w", err)
+		}
+		if again, err := d.readFailed(errno); !again {
+			return 0, err
 		}
 	}
+}
+
+// readFailed reports whether to read again, and waits for when.
+func (d *fuseDevice) readFailed(errno syscall.Errno) (again bool, err error) {
+	switch errno {
+	case unix.EAGAIN:
+		d.wait()
+		return true, nil
+	case unix.EINTR, unix.ENOENT: // ENOENT: the request was interrupted before it could be read
+		return true, nil
+	case unix.ENODEV, unix.ECONNABORTED:
+		return false, nil
+	}
+	return false, fmt.Errorf("read /dev/fuse: %w", errno)
 }
 
 // tryRead implements [connection].
 func (d *fuseDevice) tryRead(buf []byte) (int, error) {
 	for {
-		n, _, errno := syscall.RawSyscall6(unix.SYS_READ, uintptr(d.fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), 0, 0, 0)
+		n, errno := d.call(unix.SYS_READ, unsafe.Pointer(&buf[0]), len(buf))
 		switch errno {
 		case 0:
-			return int(n), nil
-		case unix.EINTR, unix.ENOENT: // ENOENT: the request was interrupted before it could be read
+			return n, nil
+		case unix.EINTR, unix.ENOENT: // as in readFailed
 		default:
 			return 0, errno
 		}
 	}
+}
+
+// call reads or writes without telling Go's scheduler that this thread might
+// block.
+func (d *fuseDevice) call(number uintptr, p unsafe.Pointer, n int) (int, syscall.Errno) {
+	done, _, errno := syscall.RawSyscall6(number, uintptr(d.fd), uintptr(p), uintptr(n), 0, 0, 0)
+	return int(done), errno
 }
 
 // wait waits for a request. For a second after the last one it does so without
@@ -152,7 +169,10 @@ func (d *fuseDevice) send(frame []byte) error {
 func (d *fuseDevice) answer(unique uint64, code int32) error {
 	var b [sizeofOutHeader]byte // it does not leave the stack
 	putOutHeader(b[:], len(b), code, unique)
-	return d.writeAtOnce(unsafe.Pointer(&b), len(b))
+	if _, errno := d.call(unix.SYS_WRITE, unsafe.Pointer(&b), len(b)); errno == 0 {
+		return nil
+	}
+	return d.writeAtOnce(unsafe.Pointer(&b), len(b)) // again, or to fail in the same way
 }
 
 // isShortAnswer reports whether a frame is one that the kernel takes without
@@ -161,11 +181,10 @@ func isShortAnswer(frame []byte) bool {
 	return len(frame) >= sizeofOutHeader && len(frame) <= 4096 && binary.NativeEndian.Uint64(frame[8:]) != 0
 }
 
-// writeAtOnce writes without telling Go's scheduler that this thread might
-// block.
+// writeAtOnce writes what the kernel takes at once.
 func (d *fuseDevice) writeAtOnce(p unsafe.Pointer, n int) error {
 	for {
-		_, _, errno := syscall.RawSyscall6(unix.SYS_WRITE, uintptr(d.fd), uintptr(p), uintptr(n), 0, 0, 0)
+		_, errno := d.call(unix.SYS_WRITE, p, n)
 		switch errno {
 		case 0:
 			return nil

@@ -32,6 +32,10 @@ func errnoOf(err error) syscall.Errno {
 	if err == nil {
 		return 0
 	}
+	return errnoFor(err)
+}
+
+func errnoFor(err error) syscall.Errno {
 	var errno syscall.Errno
 	if errors.As(err, &errno) {
 		return errno
@@ -44,50 +48,56 @@ func errnoOf(err error) syscall.Errno {
 	return syscall.EIO
 }
 
-// lockRequest translates fcntl(2) and flock(2) requests of the kernel.
-func (s *Server) lockRequest(in *fuse.LkIn, key string) lockengine.Request {
-	req := lockengine.Request{
-		Class:  lockengine.Record,
-		Name:   key,
-		Owner:  lockengine.Owner{Session: s.cfg.Session, ID: in.Owner},
-		Mode:   lockengine.Exclusive,
-		Range:  lockengine.Range{Start: in.Lk.Start, End: min(in.Lk.End, lockengine.MaxEnd-1) + 1},
-		Handle: in.Fh,
-		Who:    lockengine.Who{PID: int32(in.Lk.Pid), TID: int32(in.Pid), UID: in.Uid, GID: in.Gid},
-	}
+// lockRequest translates fcntl(2) and flock(2) requests of the kernel. req is
+// zero; it is large, and to return it would be to copy it.
+func (s *Server) lockRequest(in *fuse.LkIn, key string, req *lockengine.Request) {
+	req.Name = key
+	req.Class, req.Range = lockRange(in)
+	req.Owner = s.lockOwner(in)
+	req.Mode = lockengine.Exclusive
 	if in.Lk.Typ == syscall.F_RDLCK {
 		req.Mode = lockengine.Shared
 	}
+	req.Handle = in.Fh
+	req.Who = lockengine.Who{PID: int32(in.Lk.Pid), TID: int32(in.Pid), UID: in.Uid, GID: in.Gid}
 	if in.Opcode == opSetlkw {
 		req.Key = requestID(in.Unique)
 	}
+}
+
+// lockRange is what a request is about; flock(2) is about whole files.
+func lockRange(in *fuse.LkIn) (lockengine.Class, lockengine.Range) {
 	if in.LkFlags&fuse.LK_FLOCK != 0 {
-		req.Class, req.Range = lockengine.Flock, lockengine.Whole
+		return lockengine.Flock, lockengine.Whole
 	}
-	return req
+	return lockengine.Record, lockengine.Range{Start: in.Lk.Start, End: min(in.Lk.End, lockengine.MaxEnd-1) + 1}
+}
+
+func (s *Server) lockOwner(in *fuse.LkIn) lockengine.Owner {
+	return lockengine.Owner{Session: s.cfg.Session, ID: in.Owner}
 }
 
 // setlk handles SETLK and SETLKW. A request that waits is answered when the
 // lock is handed over; nothing blocks meanwhile.
-func (s *Server) setlk(in *fuse.LkIn, wait bool) {
-	key, ok := s.lockKey(in.NodeId)
+func (s *Server) setlk(in *fuse.LkIn) {
+	key, ok := s.files.LockKey(in.NodeId)
 	if !ok {
-		s.dev.replyError(in.Unique, syscall.ENOLCK)
+		s.dev.replyError(in.Unique, syscall.ENOLCK) // synthetic files cannot be locked
 		return
 	}
-	req := s.lockRequest(in, key)
-	if in.Lk.Typ == syscall.F_UNLCK {
-		// flock(2) sends its unlock as SETLKW.
-		err := s.engine.Unlock(req.Class, req.Name, req.Owner, req.Range)
-		s.dev.replyError(in.Unique, errnoOf(err))
+	if in.Lk.Typ == syscall.F_UNLCK { // flock(2) sends it as SETLKW
+		class, rng := lockRange(in)
+		s.dev.replyError(in.Unique, errnoOf(s.engine.Unlock(class, key, s.lockOwner(in), rng)))
 		return
 	}
-	if !wait {
-		_, err := s.engine.Try(req)
-		s.dev.replyError(in.Unique, errnoOf(err))
+	var req lockengine.Request
+	s.lockRequest(in, key, &req)
+	if in.Opcode == opSetlkw {
+		s.wait(in.Unique, &req, nil)
 		return
 	}
-	s.wait(in.Unique, req, nil)
+	_, err := s.engine.Try(req)
+	s.dev.replyError(in.Unique, errnoOf(err))
 }
 
 // lockWait is a request for a lock that may have to wait.
@@ -123,10 +133,10 @@ func (s *Server) newLockWait() *lockWait {
 // wait asks for a lock and parks the request if it has to wait. done answers
 // it, when it was not interrupted. It returns for how long the request has waited
 // already, with the process before this one.
-func (s *Server) wait(unique uint64, req lockengine.Request, done func(lockengine.Grant, error)) (waited time.Duration) {
+func (s *Server) wait(unique uint64, req *lockengine.Request, done func(lockengine.Grant, error)) (waited time.Duration) {
 	w := s.newLockWait()
 	w.unique, w.done = unique, done
-	grant, waiter, err := s.engine.Wait(req, w.decide)
+	grant, waiter, err := s.engine.Wait(*req, w.decide)
 	if waiter == 0 {
 		w.answer(grant, err)
 		w.done = nil
@@ -175,7 +185,7 @@ func (w *lockWait) answer(g lockengine.Grant, err error) {
 // getlk handles GETLK. F_OFD_GETLK lets F_UNLCK through, which asks for the
 // caller's own locks; the pid of another's is 0 where it is not known.
 func (s *Server) getlk(in *fuse.LkIn) {
-	key, ok := s.lockKey(in.NodeId)
+	key, ok := s.files.LockKey(in.NodeId)
 	if !ok {
 		s.dev.replyError(in.Unique, syscall.ENOLCK)
 		return
@@ -186,20 +196,13 @@ func (s *Server) getlk(in *fuse.LkIn) {
 	}
 	out := fuse.LkOut{Lk: in.Lk}
 	out.Lk.Typ = syscall.F_UNLCK
-	if l, found := test(s.lockRequest(in, key)); found {
+	var req lockengine.Request
+	s.lockRequest(in, key, &req)
+	if l, found := test(req); found {
 		out.Lk = fuse.FileLock{Start: l.Range.Start, End: l.Range.End - 1, Typ: syscall.F_WRLCK, Pid: uint32(l.Who.PID)}
 		if l.Mode == lockengine.Shared {
 			out.Lk.Typ = syscall.F_RDLCK
 		}
 	}
 	s.dev.reply(in.Unique, unsafe.Slice((*byte)(unsafe.Pointer(&out)), unsafe.Sizeof(out)))
-}
-
-// lockKey is the name under which a file's locks are kept. Synthetic files
-// have none: they cannot be locked.
-func (s *Server) lockKey(id uint64) (string, bool) {
-	if isSynthetic(id) {
-		return "", false
-	}
-	return s.files.LockKey(id)
 }

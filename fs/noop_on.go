@@ -21,7 +21,10 @@ func serving(fuse.RawFileSystem) fuse.RawFileSystem { return noop.New() }
 // answersAtOnce answers every request. Those about locks take the short way
 // that they also take in lockfs.
 func (s *Server) answersAtOnce(in []byte, out *[bufferSize]byte) bool {
-	h := (*fuse.InHeader)(unsafe.Pointer(&in[0]))
+	h := request[fuse.InHeader](in)
+	if h == nil {
+		return false
+	}
 	switch h.Opcode {
 	case opSetlk, opSetlkw:
 		s.dev.replyError(h.Unique, 0)

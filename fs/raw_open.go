@@ -171,7 +171,7 @@ func (r *raw) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	}
 	// close(2) of any descriptor of a file drops the process's record locks
 	// on it (fcntl(2)).
-	if key, ok := r.s.lockKey(in.NodeId); ok {
+	if key, ok := r.FS.LockKey(in.NodeId); ok {
 		r.s.engine.DropOwner(key, lockengine.Owner{Session: r.s.cfg.Session, ID: in.LockOwner})
 	}
 	return r.FS.Flush(cancel, in)

@@ -249,11 +249,22 @@ const phantom = ".go-fuse-epoll-hack\x00"
 // it is done with in. If not, it calls done, if there is one, when the request
 // is answered.
 func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte, done func()) bool {
-	if n < sizeofInHeader {
-		s.log.Error("request too short", "bytes", n)
+	if s.answersAtOnce(in[:n], out) {
 		return true
 	}
-	if s.answersAtOnce(in[:n], out) {
+	lk := request[fuse.LkIn](in[:n])
+	if lk == nil || lk.Opcode != opSetlk && lk.Opcode != opSetlkw || isResent(lk.Unique) {
+		return s.serve(in, n, out, done)
+	}
+	s.setlk(lk)
+	return true
+}
+
+// serve is dispatch of any request. That to lock or unlock a file seldom comes
+// here, so that it runs through little code.
+func (s *Server) serve(in *[bufferSize]byte, n int, out *[bufferSize]byte, done func()) bool {
+	if n < sizeofInHeader {
+		s.log.Error("request too short", "bytes", n)
 		return true
 	}
 	h := (*fuse.InHeader)(unsafe.Pointer(in))
@@ -345,7 +356,7 @@ func (s *Server) waits(h *fuse.InHeader, in []byte) bool {
 	switch h.Opcode {
 	case opSetlk, opSetlkw:
 		if lk := request[fuse.LkIn](in); lk != nil {
-			s.setlk(lk, h.Opcode == opSetlkw)
+			s.setlk(lk)
 			return true
 		}
 	case opGetlk:

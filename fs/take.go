@@ -55,7 +55,7 @@ func (s *Server) openTake(n node, in fuse.OpenIn) {
 		}
 		return
 	}
-	since := s.wait(unique, req, granted)
+	since := s.wait(unique, &req, granted)
 	if w.bounded {
 		s.timeOut(unique, w.wait-since)
 	}
