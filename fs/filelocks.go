@@ -2,7 +2,6 @@ package fs
 
 import (
 	"errors"
-	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -92,62 +91,81 @@ func (s *Server) setlk(in *fuse.LkIn) {
 	}
 	var req lockengine.Request
 	s.lockRequest(in, key, &req)
+	var err error
 	if in.Opcode == opSetlkw {
-		s.wait(in.Unique, &req, nil)
-		return
+		w := s.waitFor(in.Unique, nil)
+		var waiter lockengine.WaiterID
+		if _, waiter, err = s.engine.Wait(req, w.decide); waiter != 0 {
+			w.park(waiter)
+			return
+		}
+	} else {
+		_, err = s.engine.Try(req)
 	}
-	_, err := s.engine.Try(req)
 	s.dev.replyError(in.Unique, errnoOf(err))
 }
 
 // lockWait is a request for a lock that may have to wait.
 type lockWait struct {
-	s      *Server
-	unique uint64
-	done   func(lockengine.Grant, error) // answers; nil: with the errno
-	// decide is the method decided, which would be allocated at each use.
+	parked
+	s    *Server
+	done func(lockengine.Grant, error) // answers; nil: with the errno
+	// decide is the method decided, which would be allocated at each use. It is
+	// for Engine.Wait.
 	decide func(lockengine.Grant, error)
-	// state says who answers when it is decided: see park.
-	state  atomic.Uint32
-	waiter lockengine.WaiterID
-	parked parked
+	state  waitState // GUARDED_BY(parking.mu)
 }
 
+// waitState says who answers a request when it is decided.
+type waitState uint8
+
 const (
-	waitAsked = iota
+	waitAsked waitState = iota
 	waitParked
 	waitDecided
 )
 
-// newLockWait returns one: mostly that of the last request which did not have to
-// wait, so that such a request allocates nothing.
 func (s *Server) newLockWait() *lockWait {
-	if w := s.lockWait.Swap(nil); w != nil {
-		return w
-	}
 	w := &lockWait{s: s}
 	w.decide = w.decided
 	return w
 }
 
-// wait asks for a lock and parks the request if it has to wait. done answers
-// it, when it was not interrupted. It returns for how long the request has waited
-// already, with the process before this one.
-func (s *Server) wait(unique uint64, req *lockengine.Request, done func(lockengine.Grant, error)) (waited time.Duration) {
-	w := s.newLockWait()
+// waitFor is the wait of a request that is about to be made. If that does not
+// have to wait, its caller answers it; else it is to be parked, and done answers it
+// when it was not interrupted. The reader alone calls it: there is one at a time,
+// which is used again and again.
+func (s *Server) waitFor(unique uint64, done func(lockengine.Grant, error)) *lockWait {
+	w := s.nextWait
 	w.unique, w.done = unique, done
-	grant, waiter, err := s.engine.Wait(*req, w.decide)
-	if waiter == 0 {
-		w.answer(grant, err)
-		w.done = nil
-		s.lockWait.Store(w)
-		return 0
+	return w
+}
+
+// park parks the request, so that it can be interrupted, unless it has been
+// decided already: then it is answered, since nobody else knew of it. It returns
+// for how long the request has waited already, with the process before this one.
+func (w *lockWait) park(waiter lockengine.WaiterID) (waited time.Duration) {
+	s, unique, next := w.s, w.unique, w
+	s.parking.mu.Lock()
+	if w.state == waitDecided {
+		w.state = waitAsked
+	} else {
+		w.state, w.waiter = waitParked, waiter
+		s.parking.park(&w.parked)
+		next, s.parking.spare = s.parking.spare, nil
 	}
-	w.waiter = waiter
-	w.park()
-	if !isResent(unique) {
-		return 0
+	s.parking.mu.Unlock()
+	if next == nil {
+		next = s.newLockWait()
 	}
+	s.nextWait = next
+	if isResent(unique) {
+		return s.waitedBefore(waiter)
+	}
+	return 0
+}
+
+func (s *Server) waitedBefore(waiter lockengine.WaiterID) time.Duration {
 	since, ok := s.keeper().WaitsSince(waiter)
 	if !ok {
 		return 0
@@ -155,31 +173,24 @@ func (s *Server) wait(unique uint64, req *lockengine.Request, done func(lockengi
 	return time.Duration(s.now().Boot - since.Boot)
 }
 
-// park parks the request, so that it can be interrupted. It may have been decided
-// already, and then is answered: nobody else can know of it before.
-func (w *lockWait) park() {
-	w.parked.canceler = w
-	w.s.parking.park(w.unique, &w.parked)
-	if !w.state.CompareAndSwap(waitAsked, waitParked) {
-		w.s.parking.take(w.unique)
-	}
-}
-
-func (w *lockWait) cancel(keepPlace bool) bool { return w.s.engine.Cancel(w.waiter, keepPlace) }
-
 // decided is called when the wait is over, unless it was canceled.
 func (w *lockWait) decided(g lockengine.Grant, err error) {
-	if w.state.Swap(waitDecided) == waitAsked || w.s.parking.take(w.unique) {
-		w.answer(g, err)
+	s, unique, done := w.s, w.unique, w.done // w may be another request's soon
+	s.parking.mu.Lock()
+	waits := true
+	if w.state == waitAsked {
+		w.state = waitDecided
+	} else if waits = s.parking.unpark(unique); waits {
+		w.state, w.done, s.parking.spare = waitAsked, nil, w
 	}
-}
-
-func (w *lockWait) answer(g lockengine.Grant, err error) {
-	if w.done == nil {
-		w.s.dev.replyError(w.unique, errnoOf(err))
-		return
+	s.parking.mu.Unlock()
+	switch {
+	case !waits:
+	case done == nil:
+		s.dev.replyError(unique, errnoOf(err))
+	default:
+		done(g, err)
 	}
-	w.done(g, err)
 }
 
 // getlk handles GETLK. F_OFD_GETLK lets F_UNLCK through, which asks for the

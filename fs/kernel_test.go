@@ -186,7 +186,7 @@ func (k *kernel) send(in []byte) []byte {
 	unique = binary.NativeEndian.Uint64(in[8:])
 	k.asked[unique] = true
 	k.s.parking.mu.Lock()
-	parked := k.s.parking.m[unique] != nil
+	parked := k.s.parking.find(unique) != nil
 	k.s.parking.mu.Unlock()
 	if parked {
 		return k.reply(unique)

@@ -97,11 +97,10 @@ type Server struct {
 	log      *slog.Logger
 	started  lockengine.Instant
 
-	dynamic dynamicNodes
-	handles handles
-	parking parking
-	// lockWait is one to be used again.
-	lockWait atomic.Pointer[lockWait]
+	dynamic  dynamicNodes
+	handles  handles
+	parking  parking
+	nextWait *lockWait // the reader's, for the next request that may wait
 	shares   shares
 	renders  turns
 	looks    turns // into directories: others may wait in the kernel for who looks, so no share is asked for
@@ -149,6 +148,7 @@ func newServer(cfg Config, h host) (*Server, error) {
 		s.dynamic.keep = s.keepDynamic
 	}
 	s.dynamic.prune = s.dev.notifyPrune
+	s.nextWait = s.newLockWait()
 	backing, err := files.New(filesConfig)
 	if err != nil {
 		return nil, err

@@ -17,7 +17,7 @@ func TestInterruptedReadIsForgotten(t *testing.T) {
 		s.endWait(unique, syscall.EINTR)
 	}
 	require.Empty(t, st.readers)
-	require.Empty(t, s.parking.m)
+	require.Zero(t, s.parking.n)
 	st.read(7, 10, false)
 	require.Len(t, st.readers, 1)
 }

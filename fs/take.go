@@ -55,9 +55,15 @@ func (s *Server) openTake(n node, in fuse.OpenIn) {
 		}
 		return
 	}
-	since := s.wait(unique, &req, granted)
+	wait := s.waitFor(unique, granted)
+	g, waiter, err := s.engine.Wait(req, wait.decide)
+	if waiter == 0 {
+		granted(g, err)
+		return
+	}
+	waited := wait.park(waiter)
 	if w.bounded {
-		s.timeOut(unique, w.wait-since)
+		s.timeOut(unique, w.wait-waited)
 	}
 }
 
