@@ -87,20 +87,19 @@ func (d *fuseDevice) read(buf []byte) (int, error) {
 		n, errno := d.call(unix.SYS_READ, unsafe.Pointer(&buf[0]), len(buf))
 		if errno == 0 {
 			d.idle = 0
-			return n, nil
+			return int(n), nil
 		}
-		if again, err := d.readFailed(errno); !again {
+		if errno == unix.EAGAIN {
+			d.wait()
+		} else if again, err := d.readFailed(errno); !again {
 			return 0, err
 		}
 	}
 }
 
-// readFailed reports whether to read again, and waits for when.
+// readFailed reports whether to read again.
 func (d *fuseDevice) readFailed(errno syscall.Errno) (again bool, err error) {
 	switch errno {
-	case unix.EAGAIN:
-		d.wait()
-		return true, nil
 	case unix.EINTR, unix.ENOENT: // ENOENT: the request was interrupted before it could be read
 		return true, nil
 	case unix.ENODEV, unix.ECONNABORTED:
@@ -115,7 +114,7 @@ func (d *fuseDevice) tryRead(buf []byte) (int, error) {
 		n, errno := d.call(unix.SYS_READ, unsafe.Pointer(&buf[0]), len(buf))
 		switch errno {
 		case 0:
-			return n, nil
+			return int(n), nil
 		case unix.EINTR, unix.ENOENT: // as in readFailed
 		default:
 			return 0, errno
@@ -125,9 +124,9 @@ func (d *fuseDevice) tryRead(buf []byte) (int, error) {
 
 // call reads or writes without telling Go's scheduler that this thread might
 // block.
-func (d *fuseDevice) call(number uintptr, p unsafe.Pointer, n int) (int, syscall.Errno) {
+func (d *fuseDevice) call(number uintptr, p unsafe.Pointer, n int) (uintptr, syscall.Errno) {
 	done, _, errno := syscall.RawSyscall6(number, uintptr(d.fd), uintptr(p), uintptr(n), 0, 0, 0)
-	return int(done), errno
+	return done, errno
 }
 
 // wait waits for a request. For a second after the last one it does so without

@@ -34,9 +34,9 @@ func errnoOf(err error) syscall.Errno {
 	return errnoFor(err)
 }
 
+// errnoFor is errnoOf of an error that is one.
 func errnoFor(err error) syscall.Errno {
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		return errno
 	}
 	for _, e := range errnos {
