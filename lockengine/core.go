@@ -96,7 +96,9 @@ type core struct {
 	resources [4]map[string]*resource // by class: Record, Flock
 	lastFound *resource               // in resources, by the last lookup
 	owners    [4]map[Owner]*owner     // by class: Record, Flock
-	lastOwner *owner                  // in owners, or zero, by the last search
+	// lastOwners are found without a search, by the low bits of their IDs: in
+	// owners, or zero.
+	lastOwners [16]*owner
 	handles   map[uint64]*handle
 	parties   map[int32]*party
 	waiters   map[WaiterID]*waiter

@@ -28,7 +28,7 @@ func (c *core) judgeOwners(req *Request) (verdict, []question) {
 	if req.Class != Record {
 		return cycleNone, nil
 	}
-	o := c.owners[Record][req.Owner]
+	o := c.owner(Record, req.Owner)
 	if o == nil || o.segs == 0 || c.stuckOwners-change(false, o.stuck()) == 0 {
 		return cycleNone, nil
 	}

@@ -94,16 +94,25 @@ func (c *core) ownerOf(req *Request) *owner {
 }
 
 func (c *core) ownerNamed(class Class, key Owner) *owner {
-	if o := c.lastOwner; o != nil && o.key == key && o.class == class {
-		return o
-	}
-	o := c.owners[class][key]
+	o := c.owner(class, key)
 	if o == nil {
 		o = c.pools.owner.get()
 		o.key, o.class = key, class
 		c.owners[class][key] = o
 	}
-	c.lastOwner = o
+	return o
+}
+
+// owner returns the state of an owner of locks on files, nil if there is none.
+func (c *core) owner(class Class, key Owner) *owner {
+	last := &c.lastOwners[key.ID%uint64(len(c.lastOwners))]
+	if o := *last; o != nil && o.key == key && o.class == class {
+		return o
+	}
+	o := c.owners[class][key]
+	if o != nil {
+		*last = o
+	}
 	return o
 }
 
@@ -131,7 +140,7 @@ func (c *core) freeOwner(o *owner) {
 // classified takes answers to questions.
 func (c *core) classified(kinds []ownerKind) {
 	for _, k := range kinds {
-		o := c.owners[Record][k.owner]
+		o := c.owner(Record, k.owner)
 		c.cut.ownerChanges(o)
 		switch {
 		case o == nil || o.idle() || o.told:

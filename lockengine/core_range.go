@@ -320,7 +320,7 @@ func (c *core) find(class Class, name string, owner Owner) *holding {
 }
 
 func (c *core) dropOwner(name string, key Owner) {
-	o := c.owners[Record][key]
+	o := c.owner(Record, key)
 	if o == nil || o.idle() {
 		return
 	}

@@ -204,20 +204,22 @@ func (c *core) link(w *waiter) {
 	if w.req.Class == Named {
 		w.group = c.queueOf(c.entry(w.req.Name))
 		c.guard(w)
+		w.handle, w.party = c.handleOf(w.req.Handle), c.partyOf(w.req.Who.PID)
 	} else {
-		r := c.resources[w.req.Class][w.req.Name]
+		r := c.resource(w.req.Class, w.req.Name)
 		r.n++
 		w.group = c.groupOf(r, w.req.Range, w.req.Mode)
 		w.owner = c.ownerOf(&w.req)
 		w.group.owners.insert(w, &w.byOwner, c.prio())
 		c.ownerWaits(w, (*list[waiter, waitsOfOwner]).push)
+		w.handle, w.party = c.cameWith(w.owner, &w.req)
 	}
 	w.group.queue.insert(w, &w.byID, c.prio())
 	w.group.n++
-	if w.handle = c.handleOf(w.req.Handle); w.handle != nil {
+	if w.handle != nil {
 		w.handle.waits.push(w, &w.ofHand)
 	}
-	if w.party = c.partyOf(w.req.Who.PID); w.party != nil {
+	if w.party != nil {
 		c.partyWaits(w, (*list[waiter, waitsOfParty]).push)
 	}
 }
