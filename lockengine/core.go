@@ -44,6 +44,7 @@ type command struct {
 	note   string
 	boot   string
 	kinds  []ownerKind
+	tell   func(Grant, error) // see waiter
 }
 
 // ownerKind is an answer to a question.
@@ -72,7 +73,8 @@ type result struct {
 // completion is the outcome of an earlier request to wait, or the end of a
 // lock watched.
 type completion struct {
-	waiter WaiterID // 0: a watch, or an expiry
+	waiter WaiterID           // 0: a watch, or an expiry
+	tell   func(Grant, error) // as the waiter had it
 	grant  Grant
 	err    error
 	watch  WatchID
@@ -99,16 +101,16 @@ type core struct {
 	// lastOwners are found without a search, by the low bits of their IDs: in
 	// owners, or zero.
 	lastOwners [16]*owner
-	handles   map[uint64]*handle
-	parties   map[int32]*party
-	waiters   map[WaiterID]*waiter
-	line      list[waiter, waitsOfCore] // all waiters, as they were linked
-	segs      list[seg, segsOfCore]     // all segments, as they were made
-	names     namedTable
-	places    placeTable
-	watches   map[WatchID]*watch
-	guarded   map[string]map[*named]int // by guard: for what it is waited, and by how many
-	quota     quota
+	handles    map[uint64]*handle
+	parties    map[int32]*party
+	waiters    map[WaiterID]*waiter
+	line       list[waiter, waitsOfCore] // all waiters, as they were linked
+	segs       list[seg, segsOfCore]     // all segments, as they were made
+	names      namedTable
+	places     placeTable
+	watches    map[WatchID]*watch
+	guarded    map[string]map[*named]int // by guard: for what it is waited, and by how many
+	quota      quota
 
 	nextWaiter WaiterID
 	lastWatch  WatchID
@@ -197,7 +199,7 @@ func (c *core) do(cmd *command, res *result) {
 	case opTry:
 		c.try(&cmd.req, res)
 	case opWait:
-		c.wait(&cmd.req, res)
+		c.wait(&cmd.req, cmd.tell, res)
 	case opCancel:
 		res.ok = c.cancel(cmd.waiter, cmd.keep)
 	case opUnlock:
@@ -268,7 +270,7 @@ func (c *core) deadline() int64 {
 func (c *core) close() {
 	c.changes++
 	for _, w := range c.waitersInOrder() {
-		c.done = append(c.done, completion{waiter: w.id, err: ErrClosed})
+		c.done = append(c.done, completion{waiter: w.id, tell: w.tell, err: ErrClosed})
 		c.unlink(w)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"reflect"
 	"slices"
 )
 
@@ -526,7 +527,7 @@ func (k *checker) pools() {
 		k.is(*n == segKids{}, "node in use is free")
 	}
 	for _, w := range k.core.pools.waiter.free {
-		k.is(*w == waiter{}, "waiter in use is free")
+		k.is(reflect.ValueOf(*w).IsZero(), "waiter in use is free")
 	}
 	for _, o := range k.core.pools.owner.free {
 		k.is(*o == owner{}, "owner in use is free")

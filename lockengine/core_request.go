@@ -42,7 +42,7 @@ func (c *core) try(req *Request, res *result) {
 	res.err = ErrHeld
 }
 
-func (c *core) wait(req *Request, res *result) {
+func (c *core) wait(req *Request, tell func(Grant, error), res *result) {
 	if res.err = normalize(req); res.err != nil {
 		return
 	}
@@ -68,7 +68,8 @@ func (c *core) wait(req *Request, res *result) {
 		res.err = ErrDeadlock
 		return
 	}
-	res.waiter = c.enqueue(req).id
+	w := c.enqueue(req)
+	w.tell, res.waiter = tell, w.id
 	c.emitRequest(EventWaiting, req)
 	if res.cycle == cyclePossible {
 		c.stats.Possible++

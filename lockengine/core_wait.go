@@ -12,6 +12,9 @@ type waiter struct {
 	req   Request
 	since Instant
 	group *group
+	// tell is what the driver wants to call when the wait is over; it is no part
+	// of the state, and nil after a restart.
+	tell func(Grant, error)
 	// owner is nil for Named, handle and party if unknown.
 	owner  *owner
 	handle *handle
@@ -284,7 +287,7 @@ func (c *core) cancel(id WaiterID, keepPlace bool) bool {
 
 // giveUp ends a wait and completes it with ErrCanceled.
 func (c *core) giveUp(w *waiter) {
-	c.done = append(c.done, completion{waiter: w.id, err: ErrCanceled})
+	c.done = append(c.done, completion{waiter: w.id, tell: w.tell, err: ErrCanceled})
 	c.cancel(w.id, false)
 }
 
@@ -343,7 +346,7 @@ func (c *core) handOff(g *group) {
 func (c *core) grantWaiter(w *waiter) {
 	waited := since(w.since, c.now)
 	g := c.grant(&w.req, waited)
-	c.done = append(c.done, completion{waiter: w.id, grant: g})
+	c.done = append(c.done, completion{waiter: w.id, tell: w.tell, grant: g})
 	c.unlink(w)
 }
 

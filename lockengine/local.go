@@ -20,7 +20,6 @@ type Local struct {
 
 	mu      sync.Mutex
 	core    *core                           // GUARDED_BY(mu)
-	waiting map[WaiterID]func(Grant, error) // GUARDED_BY(mu)
 	watches map[WatchID]func(End)           // GUARDED_BY(mu)
 	readers map[WatchID]reader              // GUARDED_BY(mu)
 	reader  WatchID                         // GUARDED_BY(mu): the last one given out
@@ -68,7 +67,6 @@ func NewLocal(cfg Config) (*Local, error) {
 		boot:       cfg.Boot,
 		syncGrants: cfg.SyncGrants && cfg.Log != nil,
 		core:       newCore(cfg.EventLog),
-		waiting:    map[WaiterID]func(Grant, error){},
 		watches:    map[WatchID]func(End){},
 		readers:    map[WatchID]reader{},
 		record:     recorder{log: cfg.Log, logger: cfg.Logger},
@@ -259,17 +257,15 @@ func (l *Local) outcome(d *completion) outcome {
 
 // waited is the callback of a request that waited.
 func (l *Local) waited(d *completion) outcome {
-	done := l.waiting[d.waiter]
-	if done == nil {
+	if d.tell == nil {
 		l.replay.decided(*d)
 		return outcome{}
 	}
-	delete(l.waiting, d.waiter)
 	if l.syncGrants && d.grant.Expiry != (Instant{}) {
-		l.holdGrant(d.grant, done)
+		l.holdGrant(d.grant, d.tell)
 		return outcome{}
 	}
-	return outcome{wait: done, grant: d.grant, err: d.err}
+	return outcome{wait: d.tell, grant: d.grant, err: d.err}
 }
 
 // setAlarm sets the alarm if something ends before it would ring. One that
@@ -306,7 +302,7 @@ func (l *Local) Wait(req Request, done func(Grant, error)) (Grant, WaiterID, err
 	if claim := l.claim(&req); claim != nil {
 		return l.waitAgain(claim, done)
 	}
-	cmd := command{op: opWait, req: req}
+	cmd := command{op: opWait, req: req, tell: done}
 	now, err := l.ready(&cmd)
 	if err != nil {
 		l.mu.Unlock()
@@ -318,20 +314,18 @@ func (l *Local) Wait(req Request, done func(Grant, error)) (Grant, WaiterID, err
 		l.settle()
 		return res.grant, 0, res.err
 	}
-	return l.waits(&cmd, &res, now, done)
+	return l.waits(&cmd, &res, now)
 }
 
 // waits goes on with a Wait that is not over yet.
-func (l *Local) waits(cmd *command, res *result, now Instant, done func(Grant, error)) (Grant, WaiterID, error) {
+func (l *Local) waits(cmd *command, res *result, now Instant) (Grant, WaiterID, error) {
 	for res.ask != nil {
 		l.apply(&command{op: opClassify, kinds: l.answer(res.ask)}, now, new(result))
 		*res = result{}
 		l.apply(cmd, now, res)
 	}
-	if res.waiter != 0 {
-		l.waiting[res.waiter] = done
-	} else if l.syncs(cmd, res.err) {
-		res.grant, res.waiter = Grant{}, l.holdGrant(res.grant, done)
+	if res.waiter == 0 && l.syncs(cmd, res.err) {
+		res.grant, res.waiter = Grant{}, l.holdGrant(res.grant, cmd.tell)
 	}
 	if res.cycle != cycleNone && l.cycle != nil {
 		l.setAlarm()
@@ -368,9 +362,6 @@ func (l *Local) Cancel(id WaiterID, keepPlace bool) bool {
 	}
 	var res result
 	l.apply(&cmd, now, &res)
-	if res.ok {
-		delete(l.waiting, id)
-	}
 	l.settle()
 	return res.ok
 }

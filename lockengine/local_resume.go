@@ -183,7 +183,7 @@ func (l *Local) waitAgain(c *claim, done func(Grant, error)) (Grant, WaiterID, e
 	defer l.mu.Unlock()
 	switch {
 	case !c.decided:
-		l.waiting[c.id] = done
+		l.core.waiters[c.id].tell = done
 		return Grant{}, c.id, nil
 	case l.syncGrants && c.grant.Expiry != Instant{}:
 		return Grant{}, l.holdGrant(c.grant, done), nil
@@ -255,7 +255,7 @@ func (l *Local) Claimed() {
 // so that none of them is granted what goes.
 func (l *Local) unclaimed() (cmds []command) {
 	for _, w := range l.core.waitersInOrder() {
-		if l.waiting[w.id] == nil {
+		if w.tell == nil {
 			cmds = append(cmds, command{op: opCancel, waiter: w.id})
 		}
 	}
