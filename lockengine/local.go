@@ -189,8 +189,11 @@ func (l *Local) tell(earlier ...outcome) {
 		l.core.gave = false
 		go debug.FreeOSMemory()
 	}
-	var few [2]outcome // does not leave the stack
-	due := l.due(few[:0])
+	if len(l.core.done) == 1 && len(l.readers)+len(earlier) == 0 {
+		l.tellOne() // as most are: nothing is allocated for it
+		return
+	}
+	due := l.due(nil)
 	l.mu.Unlock()
 	for i := range earlier {
 		earlier[i].tell()
@@ -200,28 +203,35 @@ func (l *Local) tell(earlier ...outcome) {
 	}
 }
 
+func (l *Local) tellOne() {
+	o := l.outcome(&l.core.done[0])
+	clear(l.core.done)
+	l.core.done = l.core.done[:0]
+	l.mu.Unlock()
+	o.tell()
+}
+
 // outcome is who is to be called back, and with what.
 type outcome struct {
-	wait  func(Grant, error) // nil: call is
+	wait  func(Grant, error)
 	grant Grant
 	err   error
 	call  func()
 }
 
 func (o *outcome) tell() {
-	if o.wait != nil {
+	switch {
+	case o.wait != nil:
 		o.wait(o.grant, o.err)
-		return
+	case o.call != nil:
+		o.call()
 	}
-	o.call()
 }
 
 // due appends who is to be called back: outcomes first, then readers of events.
 func (l *Local) due(all []outcome) []outcome {
 	for i := range l.core.done {
-		if o := l.outcome(&l.core.done[i]); o.wait != nil || o.call != nil {
-			all = append(all, o)
-		}
+		all = append(all, l.outcome(&l.core.done[i]))
 	}
 	clear(l.core.done)
 	l.core.done = l.core.done[:0]
