@@ -231,6 +231,12 @@ func (c *core) do(cmd *command, res *result) {
 	}
 }
 
+// taken says that the driver has taken what was done.
+func (c *core) taken() {
+	clear(c.done)
+	c.done = c.done[:0]
+}
+
 // advance lets time pass: what was remembered long enough is forgotten, and
 // leases that ran out end, one after the other. To forget comes first, so that
 // the state at an instant does not depend on who looked at it before.

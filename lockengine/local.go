@@ -173,18 +173,19 @@ func (l *Local) tick() {
 // settle ends every method: it sets the alarm, unlocks the mutex, and then
 // calls back, in the order in which the core completed.
 func (l *Local) settle() {
-	if l.core.timed() {
-		l.setAlarm()
-	}
 	if len(l.core.done)+len(l.readers) > 0 || l.core.gave {
 		l.tell()
 		return
 	}
+	if l.core.timed() {
+		l.setAlarm()
+	}
 	l.mu.Unlock()
 }
 
-// tell unlocks the mutex and calls back who is due, after who is earlier.
+// tell is settle when somebody may be due, who is called after who is earlier.
 func (l *Local) tell(earlier ...outcome) {
+	l.setAlarm()
 	if l.core.gave {
 		l.core.gave = false
 		go debug.FreeOSMemory()
@@ -205,8 +206,7 @@ func (l *Local) tell(earlier ...outcome) {
 
 func (l *Local) tellOne() {
 	o := l.outcome(&l.core.done[0])
-	clear(l.core.done)
-	l.core.done = l.core.done[:0]
+	l.core.taken()
 	l.mu.Unlock()
 	o.tell()
 }
@@ -233,8 +233,7 @@ func (l *Local) due(all []outcome) []outcome {
 	for i := range l.core.done {
 		all = append(all, l.outcome(&l.core.done[i]))
 	}
-	clear(l.core.done)
-	l.core.done = l.core.done[:0]
+	l.core.taken()
 	for id, r := range l.readers {
 		if l.core.log.last > r.after {
 			all = append(all, outcome{call: r.ready})
@@ -338,7 +337,6 @@ func (l *Local) waits(cmd *command, res *result, now Instant) (Grant, WaiterID, 
 		res.grant, res.waiter = Grant{}, l.holdGrant(res.grant, cmd.tell)
 	}
 	if res.cycle != cycleNone && l.cycle != nil {
-		l.setAlarm()
 		l.tell(tellCycle(l.cycle, cmd.req, res.err != nil))
 	} else {
 		l.settle()

@@ -82,8 +82,7 @@ func (l *Local) replayCommand(data []byte) error {
 			l.replay.ended(d)
 		}
 	}
-	clear(l.core.done)
-	l.core.done = l.core.done[:0]
+	l.core.taken()
 	return nil
 }
 
@@ -247,7 +246,6 @@ func (l *Local) Claimed() {
 		l.apply(&cmd, now, new(result))
 	}
 	l.replay = replayed{closed: true}
-	l.setAlarm()
 	l.tell(calls...)
 }
 
