@@ -355,9 +355,8 @@ func (m *simModel) dropped(which func(*simOwner) bool) {
 
 func (m *simModel) locked(op *simOp, errno syscall.Errno) {
 	o := m.ownerOf(op)
-	flockLost := op.class == lockengine.Flock && errno != 0 && !op.blocked && slices.ContainsFunc(o.most[:], func(h lockengine.Mode) bool { return h != op.mode })
-	// What a call of the same owner got in this step may have come after this one gave back.
-	flockLost = flockLost && !slices.ContainsFunc(m.granted, func(g *simOp) bool { return g.kind == askLock && m.ownerOf(g) == o })
+	flockLost := op.class == lockengine.Flock && errno != 0 && !op.blocked && !m.grantedTo(o) &&
+		slices.ContainsFunc(o.most[:], func(h lockengine.Mode) bool { return h != op.mode })
 	switch errno {
 	case 0:
 		m.lockGranted(op, o)
@@ -594,9 +593,15 @@ func (m *simModel) endStep() {
 // what it had.
 func (m *simModel) block(op *simOp) {
 	op.blocked, op.since = true, m.now.Boot
-	if op.class == lockengine.Flock {
-		m.ownerOf(op).most = [simBytes]lockengine.Mode{}
+	if o := m.ownerOf(op); op.class == lockengine.Flock && !m.grantedTo(o) {
+		o.most = [simBytes]lockengine.Mode{}
 	}
+}
+
+// grantedTo reports whether a call of the owner got a lock in this step, before
+// or after another one of its calls gave back.
+func (m *simModel) grantedTo(o *simOwner) bool {
+	return slices.ContainsFunc(m.granted, func(g *simOp) bool { return g.kind == askLock && m.ownerOf(g) == o })
 }
 
 func (m *simModel) checkUnanswered(op *simOp) {

@@ -93,7 +93,7 @@ func runSeed(seed uint64, dir string, quiet bool) (s *sim, wrong string) {
 // that were read ahead.
 var (
 	simFirstSeeds = []uint64{269264653211974, 11705731360595, 173005550785027, 11084781116252, 253029772585459}
-	simSeeds      = append(slices.Clone(simFirstSeeds), 34132053643822, 144360726286830, 271238976567797, 162358758682304)
+	simSeeds      = append(slices.Clone(simFirstSeeds), 34132053643822, 144360726286830, 271238976567797, 162358758682304, 101844692620530, 183881430003799)
 )
 
 // Whatever clients do, and whenever the server crashes, they see what was
