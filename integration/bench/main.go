@@ -2,7 +2,7 @@
 // lock server on libfuse, of servers that only say yes, and of lockfs. NOTES.md
 // says how to read what it writes.
 //
-//	bench [-rows PATTERN] [-rounds N] [-round D] [-steady D] [-out DIR]
+//	bench [-rows PATTERN] [-starts N] [-rounds N] [-round D] [-steady D] [-out DIR]
 package main
 
 import (
@@ -61,7 +61,8 @@ var rows = []row{
 type series struct {
 	name, title string
 	cpus        []int
-	rounds      int
+	starts      int
+	rounds      int // of each start
 	length      time.Duration
 }
 
@@ -83,6 +84,7 @@ func (s sample) perOp() float64 { return float64(s.took) / float64(s.n) }
 // config is what the flags say.
 type config struct {
 	rows          *regexp.Regexp
+	starts        int
 	rounds        int
 	round, steady time.Duration
 	out           string
@@ -101,7 +103,8 @@ func main() {
 func run(ctx context.Context) error {
 	var c config
 	pattern := flag.String("rows", "", "measure only the rows that this pattern matches, and write no files")
-	flag.IntVar(&c.rounds, "rounds", 31, "how often each row is measured")
+	flag.IntVar(&c.starts, "starts", 5, "how often the servers are started")
+	flag.IntVar(&c.rounds, "rounds", 7, "how often each row is measured then")
 	flag.DurationVar(&c.round, "round", 30*time.Millisecond, "how long")
 	flag.DurationVar(&c.steady, "steady", 3*time.Second, "how long once more, without pause; 0: not")
 	flag.StringVar(&c.out, "out", "", "where to write table.md, bench.txt and chart.svg")
@@ -157,14 +160,14 @@ func comeFirst() (restore func()) {
 // are taken: the first has more interrupts.
 func plan(c config, cpus []int) []series {
 	one := cpus[len(cpus)-1:]
-	all := []series{{name: "one", title: "Client and servers on one CPU", cpus: one, rounds: c.rounds, length: c.round}}
+	all := []series{{name: "one", title: "Client and servers on one CPU", cpus: one, starts: c.starts, rounds: c.rounds, length: c.round}}
 	if len(cpus) > 1 {
 		all = append(all, series{name: "two", title: "Client and servers on two CPUs, as the kernel places them",
-			cpus: cpus[len(cpus)-2:], rounds: c.rounds, length: c.round})
+			cpus: cpus[len(cpus)-2:], starts: c.starts, rounds: c.rounds, length: c.round})
 	}
 	if c.steady > 0 {
 		all = append(all, series{name: "steady", title: fmt.Sprintf("One CPU, steady load: once, for %v without pause", c.steady),
-			cpus: one, rounds: 1, length: c.steady})
+			cpus: one, starts: 1, rounds: 1, length: c.steady})
 	}
 	return all
 }
@@ -200,26 +203,36 @@ func measureAll(ctx context.Context, b binaries, c config) ([]measurement, error
 	return all, nil
 }
 
-// measureSeries measures each row on fresh servers.
+// measureSeries measures each row on servers that are started several times: in
+// which pages of memory one happens to be makes it up to 3 % faster or slower than
+// the same program started again.
 func measureSeries(ctx context.Context, b binaries, c config, s series) ([]measurement, error) {
-	mounts, err := mountAll(b, s.cpus)
-	defer mounts.end()
-	if err != nil {
-		return nil, err
-	}
 	var all []measurement
 	for _, r := range rows {
-		if !c.rows.MatchString(r.name) || r.growth && s.name != "one" {
-			continue
+		if c.rows.MatchString(r.name) && (!r.growth || s.name == "one") {
+			all = append(all, measurement{row: r, series: s, samples: map[string][]sample{}})
 		}
-		fmt.Fprintf(os.Stderr, "%s: %s\n", s.title, r.label)
-		m, err := measure(ctx, b, mounts, r, s)
-		if err != nil {
+	}
+	for start := range s.starts {
+		fmt.Fprintf(os.Stderr, "%s: start %d of %d\n", s.title, start+1, s.starts)
+		if err := measureStart(ctx, b, all); err != nil {
 			return nil, err
 		}
-		all = append(all, m)
 	}
 	return all, nil
+}
+
+// measureStart adds to measurements of one series what fresh servers take.
+func measureStart(ctx context.Context, b binaries, all []measurement) error {
+	if len(all) == 0 {
+		return nil
+	}
+	mounts, err := mountAll(b, all[0].series.cpus)
+	defer mounts.end()
+	for i := 0; i < len(all) && err == nil; i++ {
+		err = measure(ctx, b, mounts, &all[i])
+	}
+	return err
 }
 
 // pinned runs f, and the processes that it starts, on some CPUs.

@@ -194,9 +194,10 @@ func (m *mount) end() {
 	_ = unix.Unmount(m.dir, unix.MNT_DETACH) // of tmpfs, or left over
 }
 
-// measure has the client measure one row on all mounts that have it.
-func measure(ctx context.Context, b binaries, ms *mounts, r row, s series) (measurement, error) {
-	m := measurement{row: r, series: s, samples: make(map[string][]sample)}
+// measure has the client measure a row on all mounts that have it, and adds what
+// it says.
+func measure(ctx context.Context, b binaries, ms *mounts, m *measurement) error {
+	r, s := m.row, m.series
 	args := []string{b.path("client"), r.client, strconv.Itoa(s.rounds), strconv.FormatInt(s.length.Milliseconds(), 10), strconv.Itoa(r.number)}
 	for _, t := range ms.all {
 		if !slices.Contains(r.without, t.peer.name) {
@@ -212,16 +213,16 @@ func measure(ctx context.Context, b binaries, ms *mounts, r row, s series) (meas
 		return err
 	})
 	if err != nil {
-		return m, err
+		return err
 	}
 	for line := range strings.Lines(out) {
 		var name string
 		var round int
 		var one sample
 		if _, err := fmt.Sscan(line, &name, &round, &one.n, &one.took); err != nil {
-			return m, fmt.Errorf("%q: %w", line, err)
+			return fmt.Errorf("%q: %w", line, err)
 		}
 		m.samples[name] = append(m.samples[name], one)
 	}
-	return m, nil
+	return nil
 }
