@@ -118,6 +118,25 @@ func TestRunWhenHeld(t *testing.T) {
 	assert.Contains(t, r.err, "seconds", "-v says how long it took")
 }
 
+// TestSignalsDoNotProlongAWait: a terminal that changes its size sends SIGWINCH, for which the call is made again.
+func TestSignalsDoNotProlongAWait(t *testing.T) {
+	m := newMount(t)
+	require.NoError(t, unix.Mkdir(m.path("tlock/x"), 0o755))
+	for _, args := range [][]string{{"take", "x", "5m", "--wait", "1"}, {"run", "-w", "1", "x", "--", "true"}} {
+		began := time.Now()
+		waiting := start(t, m.newCommand(t, args...))
+		m.awaitQueue(t, "x", waiting.pid())
+		for !waiting.ended() && time.Since(began) < 5*time.Second {
+			waiting.signal(syscall.SIGWINCH)
+			time.Sleep(50 * time.Millisecond) // shorter than the wait, or it would end between two
+		}
+		require.True(t, waiting.ended(), "%v still waits", args)
+		r := waiting.wait(t)
+		assert.Equal(t, 1, r.code, "%v: %s", args, r.err)
+		assert.GreaterOrEqual(t, time.Since(began), time.Second, "%v", args)
+	}
+}
+
 // TestRunPassesSignalsOn, and ends as its command does.
 func TestRunPassesSignalsOn(t *testing.T) {
 	m := newMount(t)

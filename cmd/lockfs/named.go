@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"lockfs/fs"
 )
@@ -110,14 +111,12 @@ func newTake() *cobra.Command {
 			if _, err := checkTimeout(args[1]); err != nil {
 				return err
 			}
-			spec := args[0] + "+" + args[1]
 			if wait != "" {
 				if err := checkWait("--wait", wait); err != nil {
 					return err
 				}
-				spec += ",wait=" + wait
 			}
-			token, err := os.ReadFile(filepath.Join(mount, "take", spec))
+			token, err := take(filepath.Join(mount, "take", args[0]+"+"+args[1]), wait)
 			if errors.Is(err, os.ErrNotExist) {
 				return fail(exitUsage, "timeout %q is over what the mount allows (lockfs mount --max-timeout)", args[1])
 			}
@@ -129,6 +128,45 @@ func newTake() *cobra.Command {
 		})
 	cmd.Flags().StringVar(&wait, "wait", "", "give up after so many seconds; 0: fail at once (default: wait as long as it takes)")
 	return cmd
+}
+
+// take returns the token of a lock that is taken by opening path.
+func take(path, wait string) ([]byte, error) {
+	f, err := openWaiting(path, wait)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
+// openWaiting opens a name of take/ or hold/, and waits for its lock as long as
+// wait says, which was checked; "": as long as it takes. [os.Open] begins anew
+// after each signal that comes meanwhile, and would wait the whole time again.
+func openWaiting(path, wait string) (*os.File, error) {
+	if wait == "" {
+		return os.Open(path)
+	}
+	whole, err := fs.ParseSpan(wait)
+	if err != nil {
+		return nil, err
+	}
+	until, name := time.Now().Add(whole), path+",wait="+wait
+	for {
+		fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		left := time.Until(until)
+		switch {
+		case err == nil:
+			return os.NewFile(uintptr(fd), name), nil
+		case err != unix.EINTR:
+		case left <= 0:
+			err = unix.ETIMEDOUT
+		default:
+			name = fmt.Sprintf("%s,wait=%f", path, left.Seconds())
+			continue
+		}
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
 }
 
 func newRenew() *cobra.Command {

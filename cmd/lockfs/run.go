@@ -71,12 +71,16 @@ func (f runFlags) run(cmd *cobra.Command, mount, name string, command []string) 
 	if err != nil {
 		return fail(exitUsage, "--grace %q is not a duration: write seconds, or 90s, 5m", f.grace)
 	}
-	spec, err := f.spec(name)
-	if err != nil {
-		return err
+	wait := f.wait
+	if f.nonblock {
+		wait = "0"
+	} else if wait != "" {
+		if err := checkWait("--wait", wait); err != nil {
+			return err
+		}
 	}
 	began := time.Now()
-	hold, err := os.Open(filepath.Join(mount, "hold", spec))
+	hold, err := openWaiting(filepath.Join(mount, "hold", name), wait)
 	if err != nil {
 		return f.notHad(name, err)
 	}
@@ -90,16 +94,6 @@ func (f runFlags) run(cmd *cobra.Command, mount, name string, command []string) 
 		return refusal("hold "+name, err)
 	}
 	return supervise(mount, name, strings.TrimSpace(string(token[:n])), command, grace)
-}
-
-func (f runFlags) spec(name string) (string, error) {
-	switch {
-	case f.nonblock:
-		return name + ",wait=0", nil
-	case f.wait != "":
-		return name + ",wait=" + f.wait, checkWait("--wait", f.wait)
-	}
-	return name, nil
 }
 
 // notHad fails with -E's code where the lock was held, as flock(1) does:
