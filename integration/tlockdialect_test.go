@@ -452,3 +452,37 @@ func TestTlockCommandAndPerl(t *testing.T) {
 	}
 	require.Zero(t, contend.wait(t).code, contend.p.err.String())
 }
+
+// TestTlockCommandLeavesAnothersMasterLock: its own was ended while it was at work, here on what it prints, and
+// somebody else has one now.
+func TestTlockCommandLeavesAnothersMasterLock(t *testing.T) {
+	m := newMount(t)
+	var full [2]int
+	require.NoError(t, unix.Pipe2(full[:], unix.O_CLOEXEC|unix.O_NONBLOCK))
+	defer unix.Close(full[0])
+	printed := os.NewFile(uintptr(full[1]), "pipe")
+	defer printed.Close()
+	var err error
+	for err == nil {
+		_, err = unix.Write(full[1], make([]byte, 4096))
+	}
+	require.Equal(t, unix.EAGAIN, err)
+	require.NoError(t, unix.SetNonblock(full[1], false)) // the program is to wait there
+
+	p := m.newCommand(t, "tlock", "take", "x", "60")
+	p.Stdout = printed
+	busy := start(t, p)
+	master := m.path("tlock/tlock_.x")
+	eventually(t, waitLimit, "it has taken the lock", func() bool {
+		d, err := os.Stat(m.path("tlock/tlock.x/d"))
+		return err == nil && d.ModTime().Unix() == 60
+	})
+	require.NoError(t, unix.Rmdir(master))
+	require.NoError(t, unix.Mkdir(master, 0o777))
+	token := readFile(t, master+"/token")
+	_, err = unix.Read(full[0], make([]byte, 1<<20))
+	require.NoError(t, err)
+	require.Zero(t, busy.wait(t).code, p.err.String())
+	require.Equal(t, token, readFile(t, master+"/token"))
+	require.NoError(t, unix.Rmdir(master))
+}

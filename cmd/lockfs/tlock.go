@@ -170,7 +170,8 @@ func tlockToken(s string) (int64, error) {
 // withMaster holds a label's master lock while f runs.
 func (t tlock) withMaster(label string, f func() error) error {
 	master := filepath.Join(t.dir, t.marker+"_."+label)
-	if err := t.takeMaster(master); err != nil {
+	master, err := t.takeMaster(master)
+	if err != nil {
 		return err
 	}
 	defer os.Remove(master)
@@ -178,23 +179,24 @@ func (t tlock) withMaster(label string, f func() error) error {
 }
 
 // takeMaster waits in line where the directory is a lockfs's, and tries again
-// and again, as Sys::Tlock does, where it is not.
-func (t tlock) takeMaster(master string) error {
+// and again, as Sys::Tlock does, where it is not. It returns what to remove: of a
+// lockfs, that very lock, which may have run out and be another's by then.
+func (t tlock) takeMaster(master string) (mine string, err error) {
 	line := filepath.Join(filepath.Dir(filepath.Clean(t.dir)), "take", filepath.Base(master))
 	if mounted, _ := fs.MountedAt(filepath.Dir(filepath.Clean(t.dir))); mounted {
-		token, err := os.ReadFile(fmt.Sprintf("%s,wait=%f", line, t.patience.Seconds()))
+		token, err := take(line, fmt.Sprintf("%f", t.patience.Seconds()))
 		if err != nil || len(token) == 0 {
-			return refusal("tlock: master lock "+filepath.Base(master), err)
+			return "", refusal("tlock: master lock "+filepath.Base(master), err)
 		}
-		return nil
+		return master + "@" + strings.TrimSpace(string(token)), nil
 	}
 	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
 		err := syscall.Mkdir(master, 0o777)
 		if err == nil {
-			return nil
+			return master, nil
 		}
 		if !errors.Is(err, os.ErrExist) || time.Since(began) > t.patience {
-			return refusal("tlock: master lock "+filepath.Base(master), err)
+			return "", refusal("tlock: master lock "+filepath.Base(master), err)
 		}
 	}
 }
