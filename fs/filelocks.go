@@ -47,33 +47,27 @@ func errnoFor(err error) syscall.Errno {
 	return syscall.EIO
 }
 
-// lockRequest translates fcntl(2) and flock(2) requests of the kernel. req is
-// zero; it is large, and to return it would be to copy it.
-func (s *Server) lockRequest(in *fuse.LkIn, key string, req *lockengine.Request) {
+// lockRequest translates fcntl(2) and flock(2) requests of the kernel. The
+// result is good until the next: the reader alone calls it.
+func (s *Server) lockRequest(in *fuse.LkIn, key string) *lockengine.Request {
+	req := &s.lock
+	req.Class, req.Range = lockengine.Record, lockengine.Range{Start: in.Lk.Start, End: min(in.Lk.End, lockengine.MaxEnd-1) + 1}
+	if in.LkFlags&fuse.LK_FLOCK != 0 {
+		req.Class = lockengine.Flock
+	}
 	req.Name = key
-	req.Class, req.Range = lockRange(in)
-	req.Owner = s.lockOwner(in)
+	req.Owner = lockengine.Owner{Session: s.cfg.Session, ID: in.Owner}
 	req.Mode = lockengine.Exclusive
 	if in.Lk.Typ == syscall.F_RDLCK {
 		req.Mode = lockengine.Shared
 	}
 	req.Handle = in.Fh
 	req.Who = lockengine.Who{PID: int32(in.Lk.Pid), TID: int32(in.Pid), UID: in.Uid, GID: in.Gid}
+	req.Key = 0
 	if in.Opcode == opSetlkw {
 		req.Key = requestID(in.Unique)
 	}
-}
-
-// lockRange is what a request is about; flock(2) is about whole files.
-func lockRange(in *fuse.LkIn) (lockengine.Class, lockengine.Range) {
-	if in.LkFlags&fuse.LK_FLOCK != 0 {
-		return lockengine.Flock, lockengine.Whole
-	}
-	return lockengine.Record, lockengine.Range{Start: in.Lk.Start, End: min(in.Lk.End, lockengine.MaxEnd-1) + 1}
-}
-
-func (s *Server) lockOwner(in *fuse.LkIn) lockengine.Owner {
-	return lockengine.Owner{Session: s.cfg.Session, ID: in.Owner}
+	return req
 }
 
 // setlk handles SETLK and SETLKW. A request that waits is answered when the
@@ -84,23 +78,20 @@ func (s *Server) setlk(in *fuse.LkIn) {
 		s.dev.replyError(in.Unique, syscall.ENOLCK) // synthetic files cannot be locked
 		return
 	}
-	if in.Lk.Typ == syscall.F_UNLCK { // flock(2) sends it as SETLKW
-		class, rng := lockRange(in)
-		s.dev.replyError(in.Unique, errnoOf(s.engine.Unlock(class, key, s.lockOwner(in), rng)))
-		return
-	}
-	var req lockengine.Request
-	s.lockRequest(in, key, &req)
+	req := s.lockRequest(in, key)
 	var err error
-	if in.Opcode == opSetlkw {
+	switch {
+	case in.Lk.Typ == syscall.F_UNLCK: // flock(2) sends it as SETLKW
+		err = s.engine.Unlock(req)
+	case in.Opcode == opSetlk:
+		_, err = s.engine.Try(req)
+	default:
 		w := s.waitFor(in.Unique, nil)
 		var waiter lockengine.WaiterID
 		if _, waiter, err = s.engine.Wait(req, w.decide); waiter != 0 {
 			w.park(waiter)
 			return
 		}
-	} else {
-		_, err = s.engine.Try(req)
 	}
 	s.dev.replyError(in.Unique, errnoOf(err))
 }
@@ -207,9 +198,7 @@ func (s *Server) getlk(in *fuse.LkIn) {
 	}
 	out := fuse.LkOut{Lk: in.Lk}
 	out.Lk.Typ = syscall.F_UNLCK
-	var req lockengine.Request
-	s.lockRequest(in, key, &req)
-	if l, found := test(req); found {
+	if l, found := test(s.lockRequest(in, key)); found {
 		out.Lk = fuse.FileLock{Start: l.Range.Start, End: l.Range.End - 1, Typ: syscall.F_WRLCK, Pid: uint32(l.Who.PID)}
 		if l.Mode == lockengine.Shared {
 			out.Lk.Typ = syscall.F_RDLCK

@@ -82,7 +82,7 @@ func newKernel(t testing.TB, dir string) *kernel {
 	})
 	require.NoError(t, err)
 	for name, timeout := range map[string]time.Duration{"held": time.Hour, "m_.x": time.Minute, "hold": 0} {
-		_, err := k.engine.Try(lockengine.Request{Class: lockengine.Named, Name: name, Timeout: timeout,
+		_, err := k.engine.Try(&lockengine.Request{Class: lockengine.Named, Name: name, Timeout: timeout,
 			Owner: lockengine.Owner{Session: 1, ID: 1}, Meta: "kind mkdir\ncommand sh\n"})
 		require.NoError(t, err)
 	}

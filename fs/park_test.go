@@ -46,7 +46,7 @@ type waitingEngine struct {
 	waiting map[lockengine.WaiterID]func(lockengine.Grant, error)
 }
 
-func (e *waitingEngine) Wait(_ lockengine.Request, done func(lockengine.Grant, error)) (lockengine.Grant, lockengine.WaiterID, error) {
+func (e *waitingEngine) Wait(_ *lockengine.Request, done func(lockengine.Grant, error)) (lockengine.Grant, lockengine.WaiterID, error) {
 	e.last++
 	e.waiting[e.last] = done
 	return lockengine.Grant{}, e.last, nil
@@ -86,7 +86,7 @@ func newWaiting() (*Server, *waitingEngine, *answers) {
 
 func (s *Server) waitForTest(unique uint64) lockengine.WaiterID {
 	w := s.waitFor(unique, nil)
-	_, waiter, _ := s.engine.Wait(lockengine.Request{}, w.decide)
+	_, waiter, _ := s.engine.Wait(&s.lock, w.decide)
 	w.park(waiter)
 	return waiter
 }

@@ -321,7 +321,7 @@ func (s *Server) take(name string, h *fuse.InHeader) (node, error) {
 	if err != nil {
 		return node{}, err
 	}
-	g, err := s.engine.Try(req)
+	g, err := s.engine.Try(&req)
 	if errors.Is(err, lockengine.ErrHeld) {
 		return node{}, syscall.EEXIST
 	}

@@ -100,7 +100,8 @@ type Server struct {
 	dynamic  dynamicNodes
 	handles  handles
 	parking  parking
-	nextWait *lockWait // the reader's, for the next request that may wait
+	nextWait *lockWait          // the reader's, for the next request that may wait
+	lock     lockengine.Request // the reader's, for the next request about a lock
 	shares   shares
 	renders  turns
 	looks    turns // into directories: others may wait in the kernel for who looks, so no share is asked for

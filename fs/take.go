@@ -47,7 +47,7 @@ func (s *Server) openTake(n node, in fuse.OpenIn) {
 		s.openTaken(n, unique, in.Flags, req, g)
 	}
 	if in.Flags&syscall.O_NONBLOCK != 0 || w.bounded && w.wait == 0 {
-		try := func() { granted(s.engine.Try(req)) }
+		try := func() { granted(s.engine.Try(&req)) }
 		if s.cfg.Durable {
 			s.spawn(try)
 		} else {
@@ -56,7 +56,7 @@ func (s *Server) openTake(n node, in fuse.OpenIn) {
 		return
 	}
 	wait := s.waitFor(unique, granted)
-	g, waiter, err := s.engine.Wait(req, wait.decide)
+	g, waiter, err := s.engine.Wait(&req, wait.decide)
 	if waiter == 0 {
 		granted(g, err)
 		return

@@ -104,7 +104,7 @@ func keepNames(t *testing.T, state string, n int) {
 	engine, err := lockengine.NewLocal(lockengine.Config{})
 	require.NoError(t, err)
 	for i := range n {
-		_, err := engine.Try(lockengine.Request{
+		_, err := engine.Try(&lockengine.Request{
 			Class: lockengine.Named, Name: lockName(i), Timeout: time.Hour, Who: lockengine.Who{PID: 1},
 			Meta: "kind mkdir\ncommand " + strings.Repeat("x", 150) + "\n",
 		})

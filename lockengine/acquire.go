@@ -23,7 +23,7 @@ func Acquire(ctx context.Context, e Engine, req Request) (Grant, error) {
 		err   error
 	}
 	decided := make(chan outcome, 1) // the callback must not block
-	g, id, err := e.Wait(req, func(g Grant, err error) { decided <- outcome{g, err} })
+	g, id, err := e.Wait(&req, func(g Grant, err error) { decided <- outcome{g, err} })
 	if err != nil || id == 0 {
 		return g, err
 	}

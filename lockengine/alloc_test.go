@@ -14,7 +14,7 @@ func TestUncontendedAllocatesNothing(t *testing.T) {
 	allocatesNothing(t, newBench(t, Config{Log: &ringLog{}}))
 	crowded := newBench(t, Config{MaxPerUser: 10})
 	for uid := range uint32(1000) {
-		if _, err := crowded.Try(Request{Class: Named, Name: fmt.Sprint(uid), Who: Who{UID: 1 + uid}}); err != nil {
+		if _, err := crowded.Try(&Request{Class: Named, Name: fmt.Sprint(uid), Who: Who{UID: 1 + uid}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -31,10 +31,10 @@ func allocatesNothing(t *testing.T, l *Local) {
 		req := benchRequest(7)
 		req.Class = class
 		pair := func() {
-			if _, err := l.Try(req); err != nil {
+			if _, err := l.Try(&req); err != nil {
 				t.Fatal(err)
 			}
-			l.Unlock(class, req.Name, req.Owner, req.Range)
+			l.Unlock(&req)
 		}
 		for range 2 * defaultEventLog {
 			pair()

@@ -62,10 +62,10 @@ func runUncontended(b *testing.B, l *Local) {
 	req := benchRequest(7)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := l.Try(req); err != nil {
+		if _, err := l.Try(&req); err != nil {
 			b.Fatal(err)
 		}
-		l.Unlock(Record, req.Name, req.Owner, req.Range)
+		l.Unlock(&req)
 	}
 }
 
@@ -76,10 +76,10 @@ func runUncontendedFlock(b *testing.B, l *Local) {
 	req.Class = Flock
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := l.Try(req); err != nil {
+		if _, err := l.Try(&req); err != nil {
 			b.Fatal(err)
 		}
-		l.Unlock(Flock, req.Name, req.Owner, Whole)
+		l.Unlock(&req)
 	}
 }
 
@@ -89,7 +89,7 @@ func runNamed(b *testing.B, l *Local) {
 	req := Request{Class: Named, Name: "backup", Owner: Owner{1, 7}, Timeout: time.Hour, Who: Who{PID: 7}}
 	b.ReportAllocs()
 	for b.Loop() {
-		g, err := l.Try(req)
+		g, err := l.Try(&req)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -109,10 +109,10 @@ func BenchmarkRangesHeld(b *testing.B) {
 			req.Range = Range{uint64(n)*10 + 12, uint64(n)*10 + 15}
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := l.Try(req); err != nil {
+				if _, err := l.Try(&req); err != nil {
 					b.Fatal(err)
 				}
-				l.Unlock(Record, req.Name, req.Owner, req.Range)
+				l.Unlock(&req)
 			}
 		})
 	}
@@ -123,7 +123,7 @@ func holdRanges(l *Local, n int) {
 	for i := range n {
 		req := benchRequest(uint64(i%100 + 1))
 		req.Range = Range{uint64(i+1) * 20, uint64(i+1)*20 + 10}
-		l.Try(req)
+		l.Try(&req)
 	}
 }
 
@@ -146,10 +146,10 @@ func BenchmarkRangesHeldCold(b *testing.B) {
 					other[i]++
 				}
 				start := time.Now()
-				if _, err := l.Try(req); err != nil {
+				if _, err := l.Try(&req); err != nil {
 					b.Fatal(err)
 				}
-				l.Unlock(Record, req.Name, req.Owner, req.Range)
+				l.Unlock(&req)
 				took = append(took, time.Since(start))
 			}
 			slices.Sort(took)
@@ -170,17 +170,17 @@ func BenchmarkFiles(b *testing.B) {
 				names[i] = fmt.Sprint("file-", i)
 				req := benchRequest(uint64(i%100 + 1))
 				req.Name = names[i]
-				l.Try(req)
+				l.Try(&req)
 			}
 			req := benchRequest(1000)
 			req.Range = Range{20, 30}
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
 				req.Name = names[i%n]
-				if _, err := l.Try(req); err != nil {
+				if _, err := l.Try(&req); err != nil {
 					b.Fatal(err)
 				}
-				l.Unlock(Record, req.Name, req.Owner, req.Range)
+				l.Unlock(&req)
 			}
 		})
 	}
@@ -193,7 +193,7 @@ func BenchmarkLeases(b *testing.B) {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			l := newBenchLocal(b)
 			for i := range n {
-				l.Try(Request{Class: Named, Name: fmt.Sprintf("lock-%011d", i), Timeout: time.Hour + time.Duration(i)})
+				l.Try(&Request{Class: Named, Name: fmt.Sprintf("lock-%011d", i), Timeout: time.Hour + time.Duration(i)})
 			}
 			runNamed(b, l)
 		})
@@ -227,8 +227,8 @@ func BenchmarkWhileCopied(b *testing.B) {
 				var took []time.Duration
 				for b.Loop() {
 					start := time.Now()
-					l.Try(req)
-					l.Unlock(Record, req.Name, req.Owner, req.Range)
+					l.Try(&req)
+					l.Unlock(&req)
 					took = append(took, time.Since(start))
 				}
 				stop.Store(true)
@@ -286,13 +286,13 @@ func BenchmarkHandOff(b *testing.B) {
 			l := newBenchLocal(b)
 			done := func(Grant, error) {}
 			for i := range n + 1 {
-				l.Wait(benchRequest(uint64(i+1)), done)
+				l.Wait(new(benchRequest(uint64(i+1))), done)
 			}
 			b.ReportAllocs()
 			for i := uint64(0); b.Loop(); i++ {
 				req := benchRequest(i%uint64(n+1) + 1)
-				l.Unlock(Record, req.Name, req.Owner, req.Range)
-				l.Wait(req, done)
+				l.Unlock(&req)
+				l.Wait(&req, done)
 			}
 		})
 	}
@@ -310,14 +310,14 @@ func BenchmarkDeadlock(b *testing.B) {
 				return req
 			}
 			for i := range n {
-				l.Try(at(i, i))
+				l.Try(new(at(i, i)))
 			}
 			for i := range n - 1 {
-				l.Wait(at(i, i+1), func(Grant, error) {})
+				l.Wait(new(at(i, i+1)), func(Grant, error) {})
 			}
 			last := at(n-1, n)
 			for b.Loop() {
-				if _, _, err := l.Wait(last, nil); err != ErrDeadlock {
+				if _, _, err := l.Wait(&last, nil); err != ErrDeadlock {
 					b.Fatal(err)
 				}
 			}
@@ -332,14 +332,14 @@ func BenchmarkWaitInLine(b *testing.B) {
 	for i := range 1000 {
 		req := benchRequest(uint64(i + 2))
 		req.Name = fmt.Sprint(i)
-		l.Try(req)
-		l.Wait(benchRequest(uint64(i+2)), func(Grant, error) {})
+		l.Try(&req)
+		l.Wait(new(benchRequest(uint64(i+2))), func(Grant, error) {})
 	}
 	own := benchRequest(5000)
 	own.Name = "own"
-	l.Try(own)
+	l.Try(&own)
 	for b.Loop() {
-		_, id, _ := l.Wait(benchRequest(5000), func(Grant, error) {})
+		_, id, _ := l.Wait(new(benchRequest(5000)), func(Grant, error) {})
 		l.Cancel(id, false)
 	}
 }
@@ -352,7 +352,7 @@ func BenchmarkMillionNamed(b *testing.B) {
 		l := newBenchLocal(b)
 		before, start := heapSize(), time.Now()
 		for i := range n {
-			l.Try(Request{Class: Named, Name: fmt.Sprintf("lock-%011d", i), Owner: Owner{1, 7}, Timeout: time.Hour})
+			l.Try(&Request{Class: Named, Name: fmt.Sprintf("lock-%011d", i), Owner: Owner{1, 7}, Timeout: time.Hour})
 		}
 		b.ReportMetric(float64(time.Since(start).Nanoseconds())/n, "ns/lock")
 		b.ReportMetric(float64(heapSize()-before)/n, "B/lock")
@@ -387,8 +387,8 @@ func fillBench(l *Local, n int) {
 		req := benchRequest(uint64(i + 1))
 		req.Name = fmt.Sprint("file-", i%100)
 		req.Range = Range{uint64(i) * 10, uint64(i)*10 + 5}
-		l.Try(req)
-		l.Try(Request{Class: Named, Name: fmt.Sprint("lock-", i), Owner: req.Owner, Who: req.Who, Timeout: time.Hour, Key: uint64(i + 1)})
+		l.Try(&req)
+		l.Try(&Request{Class: Named, Name: fmt.Sprint("lock-", i), Owner: req.Owner, Who: req.Who, Timeout: time.Hour, Key: uint64(i + 1)})
 	}
 }
 

@@ -300,18 +300,18 @@ func (l *Local) ring() {
 }
 
 // Try implements [Engine].
-func (l *Local) Try(req Request) (Grant, error) {
-	res := l.do(&command{op: opTry, req: req})
+func (l *Local) Try(req *Request) (Grant, error) {
+	res := l.do(&command{op: opTry, req: *req})
 	return res.grant, res.err
 }
 
 // Wait implements [Engine].
-func (l *Local) Wait(req Request, done func(Grant, error)) (Grant, WaiterID, error) {
+func (l *Local) Wait(req *Request, done func(Grant, error)) (Grant, WaiterID, error) {
 	l.mu.Lock()
-	if claim := l.claim(&req); claim != nil {
+	if claim := l.claim(req); claim != nil {
 		return l.waitAgain(claim, done)
 	}
-	cmd := command{op: opWait, req: req, tell: done}
+	cmd := command{op: opWait, req: *req, tell: done}
 	now, err := l.ready(&cmd)
 	if err != nil {
 		l.mu.Unlock()
@@ -375,8 +375,8 @@ func (l *Local) Cancel(id WaiterID, keepPlace bool) bool {
 }
 
 // Unlock implements [Engine].
-func (l *Local) Unlock(class Class, name string, owner Owner, rng Range) error {
-	return l.do(&command{op: opUnlock, req: Request{Class: class, Name: name, Owner: owner, Range: rng}}).err
+func (l *Local) Unlock(req *Request) error {
+	return l.do(&command{op: opUnlock, req: *req}).err
 }
 
 // DropOwner implements [Engine].

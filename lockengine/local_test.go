@@ -25,7 +25,7 @@ func TestSystemClock(t *testing.T) {
 	l, err := lockengine.NewLocal(lockengine.Config{})
 	require.NoError(t, err)
 	defer l.Close()
-	g, err := l.Try(lockengine.Request{Class: lockengine.Named, Name: "short", Timeout: 20 * time.Millisecond})
+	g, err := l.Try(&lockengine.Request{Class: lockengine.Named, Name: "short", Timeout: 20 * time.Millisecond})
 	require.NoError(t, err)
 	require.InDelta(t, time.Now().UnixNano(), g.Since.Wall, 1e9)
 	ended := make(chan lockengine.End, 1)
@@ -63,16 +63,16 @@ func TestClassify(t *testing.T) {
 			}
 		}
 		for i := range uint64(3) {
-			_, err := l.Try(at(i+1, i+1))
+			_, err := l.Try(new(at(i+1, i+1)))
 			require.NoError(t, err)
 		}
 		done := func(lockengine.Grant, error) {}
-		_, _, err = l.Wait(at(1, 2), done)
+		_, _, err = l.Wait(new(at(1, 2)), done)
 		require.NoError(t, err)
-		_, _, err = l.Wait(at(2, 3), done)
+		_, _, err = l.Wait(new(at(2, 3)), done)
 		require.NoError(t, err)
 		require.Zero(t, asked.Load())
-		_, id, err := l.Wait(at(3, 1), done)
+		_, id, err := l.Wait(new(at(3, 1)), done)
 		require.ErrorIs(t, err, want)
 		require.Equal(t, want == nil, id != 0)
 		require.NotZero(t, asked.Load())
@@ -86,7 +86,7 @@ func TestEventLogIsBounded(t *testing.T) {
 	require.NoError(t, err)
 	defer l.Close()
 	for range 250 {
-		_, err := l.Try(lockengine.Request{Class: lockengine.Named, Name: "x"})
+		_, err := l.Try(&lockengine.Request{Class: lockengine.Named, Name: "x"})
 		require.NoError(t, err)
 		require.NoError(t, l.Release("x", 0, lockengine.Released))
 	}

@@ -1,14 +1,14 @@
 package lockengine
 
 // Test implements [Engine].
-func (l *Local) Test(req Request) (lock Lock, found bool) {
-	l.look(func(c *core) { lock, found = c.test(&req) })
+func (l *Local) Test(req *Request) (lock Lock, found bool) {
+	l.look(func(c *core) { lock, found = c.test(req) })
 	return lock, found
 }
 
 // TestOwn implements [Engine]. The request's mode does not matter.
-func (l *Local) TestOwn(req Request) (lock Lock, found bool) {
-	l.look(func(c *core) { lock, found = c.testOwn(&req) })
+func (l *Local) TestOwn(req *Request) (lock Lock, found bool) {
+	l.look(func(c *core) { lock, found = c.testOwn(req) })
 	return lock, found
 }
 

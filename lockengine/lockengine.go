@@ -331,14 +331,17 @@ var (
 )
 
 // Engine grants locks. Implementations pass the shared suite enginetest.Run.
+//
+// A Request stays its caller's, to be used again once the method returns. What
+// is ignored in one of its class, mode or range, the method may fill in.
 type Engine interface {
 	// Try grants req now or fails with ErrHeld.
-	Try(req Request) (Grant, error)
+	Try(req *Request) (Grant, error)
 
 	// Wait grants req now (WaiterID 0), or queues it (WaiterID not 0, zero
 	// Grant), or fails. When it was queued, done is called exactly once with
 	// the outcome, unless Cancel returned true.
-	Wait(req Request, done func(Grant, error)) (Grant, WaiterID, error)
+	Wait(req *Request, done func(Grant, error)) (Grant, WaiterID, error)
 
 	// Cancel ends a wait and reports whether it did; then done is never
 	// called. With keepPlace the place in the queue is kept for GhostTime: the
@@ -349,16 +352,16 @@ type Engine interface {
 
 	// Test returns the conflicting lock with the lowest start that would keep
 	// req from being granted now, if any.
-	Test(req Request) (Lock, bool)
+	Test(req *Request) (Lock, bool)
 
 	// TestOwn returns req.Owner's own lock with the lowest start that overlaps
 	// req.Range, if any (F_OFD_GETLK with F_UNLCK).
-	TestOwn(req Request) (Lock, bool)
+	TestOwn(req *Request) (Lock, bool)
 
-	// Unlock gives back what owner holds of rng on name (Record, Flock). To
-	// unlock what is not locked is fine. Only a hole, which makes two locks of
-	// one, can be refused: with ErrQuota if that is one too many.
-	Unlock(class Class, name string, owner Owner, rng Range) error
+	// Unlock gives back what req.Owner holds of req.Range (Record) or at all
+	// (Flock). To unlock what is not locked is fine. Only a hole, which makes two
+	// locks of one, can be refused: with ErrQuota if that is one too many.
+	Unlock(req *Request) error
 
 	// DropOwner gives back every record lock of owner on name, and places
 	// kept there: the owner closed a descriptor of the file. It also tells

@@ -16,14 +16,14 @@ func TestMemoryGoes(t *testing.T) {
 	l := newBenchLocal(t)
 	before := heapSize()
 	for i := range n {
-		_, err := l.Try(Request{Class: Named, Name: fmt.Sprint("lock-", i), Timeout: time.Hour})
+		_, err := l.Try(&Request{Class: Named, Name: fmt.Sprint("lock-", i), Timeout: time.Hour})
 		require.NoError(t, err)
 		req := benchRequest(uint64(i + 1))
 		req.Name = fmt.Sprint("file-", i)
-		_, err = l.Try(req)
+		_, err = l.Try(&req)
 		require.NoError(t, err)
 		req.Name, req.Range = "crowded", at(uint64(i)*20, 10)
-		_, err = l.Try(req)
+		_, err = l.Try(&req)
 		require.NoError(t, err)
 	}
 	held := heapSize()
@@ -45,7 +45,7 @@ func TestMetaOnce(t *testing.T) {
 	var metas []string
 	for i := range 3 {
 		name := fmt.Sprint("lock-", i)
-		_, err := l.Try(Request{Class: Named, Name: name, Meta: fmt.Sprint("command ", "x")})
+		_, err := l.Try(&Request{Class: Named, Name: name, Meta: fmt.Sprint("command ", "x")})
 		require.NoError(t, err)
 		lock, _ := l.Get(name)
 		metas = append(metas, lock.Meta)

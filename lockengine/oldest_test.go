@@ -28,7 +28,7 @@ func TestOldest(t *testing.T) {
 	take := func(req lockengine.Request) lockengine.Instant {
 		t.Helper()
 		clock.Pass(time.Second)
-		_, err := l.Try(req)
+		_, err := l.Try(&req)
 		require.NoError(t, err)
 		return clock.Now()
 	}
@@ -43,7 +43,7 @@ func TestOldest(t *testing.T) {
 	require.Equal(t, [4]lockengine.Instant{lockengine.Named: named1, lockengine.Flock: flock1}, since, "two record locks are too many")
 
 	require.NoError(t, l.Release("z", 0, lockengine.Released))
-	require.NoError(t, l.Unlock(lockengine.Record, "f", one, lockengine.Whole))
-	require.NoError(t, l.Unlock(lockengine.Flock, "f", one, lockengine.Whole))
+	require.NoError(t, l.Unlock(&lockengine.Request{Class: lockengine.Record, Name: "f", Owner: one, Range: lockengine.Whole}))
+	require.NoError(t, l.Unlock(&lockengine.Request{Class: lockengine.Flock, Name: "f", Owner: one, Range: lockengine.Whole}))
 	oldest(named2, record2, none)
 }

@@ -41,7 +41,7 @@ func flockOf(uid uint32, mode lockengine.Mode) lockengine.Request {
 func try(t *testing.T, l *lockengine.Local, reqs ...lockengine.Request) {
 	t.Helper()
 	for _, req := range reqs {
-		_, err := l.Try(req)
+		_, err := l.Try(&req)
 		require.NoError(t, err)
 	}
 }
@@ -50,9 +50,9 @@ func try(t *testing.T, l *lockengine.Local, reqs ...lockengine.Request) {
 func refused(t *testing.T, l *lockengine.Local, req lockengine.Request) {
 	t.Helper()
 	before, events := l.Snapshot(), l.Stats().Events
-	_, err := l.Try(req)
+	_, err := l.Try(&req)
 	require.ErrorIs(t, err, lockengine.ErrQuota)
-	_, id, err := l.Wait(req, none)
+	_, id, err := l.Wait(&req, none)
 	require.ErrorIs(t, err, lockengine.ErrQuota)
 	require.Zero(t, id)
 	require.Equal(t, before, l.Snapshot())
@@ -73,9 +73,9 @@ func TestQuota(t *testing.T) {
 
 	refused(t, l, by(7, named("c", 0, time.Minute)))
 	refused(t, l, part(7, exclusive, 5, 6))
-	_, _, err := l.Wait(by(7, named("b", 0, 0)), none)
+	_, _, err := l.Wait(new(by(7, named("b", 0, 0))), none)
 	require.ErrorIs(t, err, lockengine.ErrQuota, "a wait too many")
-	_, err = l.Try(by(7, named("b", 0, 0)))
+	_, err = l.Try(new(by(7, named("b", 0, 0))))
 	require.ErrorIs(t, err, lockengine.ErrHeld, "what is held is held, whoever asks")
 	require.EqualValues(t, 5, l.Stats().OverQuota)
 	try(t, l, by(8, named("c", 0, 0)))
@@ -112,7 +112,7 @@ func TestQuotaReplaces(t *testing.T) {
 	refused(t, l, part(7, shared, 30, 40))
 
 	try(t, l, flockOf(8, shared))
-	_, id, err := l.Wait(flockOf(7, exclusive), none)
+	_, id, err := l.Wait(new(flockOf(7, exclusive)), none)
 	require.NoError(t, err, "it waits in the place of the one it was")
 	require.NotZero(t, id)
 	refused(t, l, by(7, named("b", 0, 0)))
@@ -125,7 +125,7 @@ func TestQuotaReplaces(t *testing.T) {
 func TestQuotaUnlock(t *testing.T) {
 	l, _, _ := limited(t, 2)
 	unlock := func(start, end uint64) error {
-		return l.Unlock(lockengine.Record, "file", lockengine.Owner{Session: 1, ID: 7}, lockengine.Range{Start: start, End: end})
+		return l.Unlock(new(part(7, 0, start, end)))
 	}
 	try(t, l, part(7, shared, 0, 100))
 	require.NoError(t, unlock(40, 60))
@@ -209,7 +209,7 @@ func TestQuotaRefusalIsNotReplayed(t *testing.T) {
 	l, clock, m := limited(t, 1)
 	try(t, l, by(7, named("a", 0, 0)), by(8, named("b", 0, time.Second)))
 	clock.Skip(time.Second) // nobody is told: the alarm is late
-	_, err := l.Try(by(7, named("c", 0, 0)))
+	_, err := l.Try(new(by(7, named("c", 0, 0))))
 	require.ErrorIs(t, err, lockengine.ErrQuota)
 	again := start(t, clock, m.copy(), sameMount, bound(1))
 	require.Len(t, l.Snapshot().Locks, 1)
@@ -257,15 +257,15 @@ func quotaStep(l *lockengine.Local, clock *enginetest.Clock, rnd *rand.Rand, use
 	name := by(uid, named(string(rune('a'+rnd.IntN(9))), 0, time.Duration(rnd.IntN(3))*time.Second))
 	switch rnd.IntN(8) {
 	case 0, 1:
-		_, err = l.Try(rec)
+		_, err = l.Try(&rec)
 	case 2:
-		err = l.Unlock(lockengine.Record, "file", rec.Owner, rec.Range)
+		err = l.Unlock(&rec)
 	case 3:
-		_, err = l.Try(name)
+		_, err = l.Try(&name)
 	case 4:
-		_, _, err = l.Wait(name, none)
+		_, _, err = l.Wait(&name, none)
 	case 5:
-		_, _, err = l.Wait(flockOf(uid, rec.Mode), none)
+		_, _, err = l.Wait(new(flockOf(uid, rec.Mode)), none)
 	case 6:
 		err = l.Release(name.Name, 0, lockengine.Released)
 	default:

@@ -37,7 +37,7 @@ type outcome struct {
 func wait(t *testing.T, l *lockengine.Local, req lockengine.Request) (lockengine.WaiterID, chan outcome) {
 	t.Helper()
 	done := make(chan outcome, 1)
-	_, id, err := l.Wait(req, func(g lockengine.Grant, err error) { done <- outcome{g, err} })
+	_, id, err := l.Wait(&req, func(g lockengine.Grant, err error) { done <- outcome{g, err} })
 	require.NoError(t, err)
 	require.NotZero(t, id)
 	return id, done
@@ -50,14 +50,14 @@ func TestKeyMadeAgain(t *testing.T) {
 	clock, m := enginetest.NewClock(), &memLog{}
 	l := start(t, clock, m, lockengine.Resumption{})
 	req := named("x", 7, time.Minute)
-	g, err := l.Try(req)
+	g, err := l.Try(&req)
 	require.NoError(t, err)
 	clock.Pass(time.Second)
 	l = start(t, clock, m, sameMount)
-	again, err := l.Try(req)
+	again, err := l.Try(&req)
 	require.NoError(t, err)
 	require.Equal(t, g, again, "the lock that it took")
-	again, id, err := l.Wait(req, none)
+	again, id, err := l.Wait(&req, none)
 	require.NoError(t, err)
 	require.Zero(t, id)
 	require.Equal(t, g, again)
@@ -66,15 +66,15 @@ func TestKeyMadeAgain(t *testing.T) {
 
 	other := req
 	other.Key = 8
-	_, err = l.Try(other)
+	_, err = l.Try(&other)
 	require.ErrorIs(t, err, lockengine.ErrHeld, "another request")
 	other = req
 	other.Owner.ID++
-	_, err = l.Try(other)
+	_, err = l.Try(&other)
 	require.ErrorIs(t, err, lockengine.ErrHeld, "of another owner")
 	none := req
 	none.Key = 0
-	_, err = l.Try(none)
+	_, err = l.Try(&none)
 	require.ErrorIs(t, err, lockengine.ErrHeld)
 }
 
@@ -89,20 +89,20 @@ func TestForgottenPlaceIsRecorded(t *testing.T) {
 		}
 	}
 	unlock := func(owner uint64) {
-		l.Unlock(lockengine.Flock, "file", lockengine.Owner{Session: 1, ID: owner}, lockengine.Whole)
+		l.Unlock(new(flock(owner)))
 	}
-	_, err := l.Try(flock(1))
+	_, err := l.Try(new(flock(1)))
 	require.NoError(t, err)
 	id, _ := wait(t, l, flock(2))
 	require.True(t, l.Cancel(id, true))
 	unlock(1)
-	_, err = l.Try(flock(2))
+	_, err = l.Try(new(flock(2)))
 	require.NoError(t, err)
-	_, id, err = l.Wait(flock(2), none)
+	_, id, err = l.Wait(new(flock(2)), none)
 	require.NoError(t, err)
 	require.Zero(t, id, "it has it already")
 	unlock(2)
-	_, err = l.Try(flock(1))
+	_, err = l.Try(new(flock(1)))
 	require.NoError(t, err)
 	third, _ := wait(t, l, flock(3))
 	second, _ := wait(t, l, flock(2))
@@ -116,7 +116,7 @@ func TestForgottenPlaceIsRecorded(t *testing.T) {
 func TestPlaceOfNamedWaitsAnew(t *testing.T) {
 	clock, m := enginetest.NewClock(), &memLog{}
 	l := start(t, clock, m, lockengine.Resumption{})
-	_, err := l.Try(named("x", 1, time.Hour))
+	_, err := l.Try(new(named("x", 1, time.Hour)))
 	require.NoError(t, err)
 	first, _ := wait(t, l, named("x", 2, time.Hour))
 	clock.Pass(time.Minute)
@@ -132,9 +132,9 @@ func TestPlaceOfNamedWaitsAnew(t *testing.T) {
 func TestClaims(t *testing.T) {
 	clock, m := enginetest.NewClock(), &memLog{}
 	l := start(t, clock, m, lockengine.Resumption{})
-	_, err := l.Try(byteOf(1, 1))
+	_, err := l.Try(new(byteOf(1, 1)))
 	require.NoError(t, err)
-	_, err = l.Try(named("x", 2, time.Minute))
+	_, err = l.Try(new(named("x", 2, time.Minute)))
 	require.NoError(t, err)
 	second, _ := wait(t, l, byteOf(2, 12))
 	third, _ := wait(t, l, byteOf(3, 13))
@@ -145,14 +145,14 @@ func TestClaims(t *testing.T) {
 	l = start(t, clock, m, sameMount)
 	claimed, done3 := wait(t, l, byteOf(3, 13))
 	require.Equal(t, third, claimed)
-	l.Unlock(lockengine.Record, "file", lockengine.Owner{Session: 1, ID: 1}, lockengine.Whole) // the second has it, before it claims it
-	clock.Pass(time.Minute)                                                                    // 14 has x, before it claims it
+	l.Unlock(new(byteOf(1, 0))) // the second has it, before it claims it
+	clock.Pass(time.Minute)     // 14 has x, before it claims it
 	require.Len(t, done3, 0)
-	g, id, err := l.Wait(byteOf(2, 12), none)
+	g, id, err := l.Wait(new(byteOf(2, 12)), none)
 	require.NoError(t, err)
 	require.Zero(t, id)
 	require.NotZero(t, g.Since)
-	g, id, err = l.Wait(named("x", 14, time.Hour), none)
+	g, id, err = l.Wait(new(named("x", 14, time.Hour)), none)
 	require.NoError(t, err)
 	require.Zero(t, id)
 	lock, _ := l.Get("x")
@@ -164,7 +164,7 @@ func TestClaims(t *testing.T) {
 		left = append(left, w.ID)
 	}
 	require.Equal(t, []lockengine.WaiterID{third}, left, "%d and %d are canceled; %d and %d were granted", lost, gone, second, x)
-	l.Unlock(lockengine.Record, "file", lockengine.Owner{Session: 1, ID: 2}, lockengine.Whole)
+	l.Unlock(new(byteOf(2, 0)))
 	require.NoError(t, (<-done3).err)
 
 	again := start(t, clock, m, sameMount)
@@ -175,15 +175,15 @@ func TestClaims(t *testing.T) {
 func TestClaimOfRefused(t *testing.T) {
 	clock, m := enginetest.NewClock(), &memLog{}
 	l := start(t, clock, m, lockengine.Resumption{})
-	_, err := l.Try(byteOf(1, 1))
+	_, err := l.Try(new(byteOf(1, 1)))
 	require.NoError(t, err)
 	wait(t, l, byteOf(2, 12))
 	l = start(t, clock, m, sameMount)
 	l.DropHandle(20)
-	_, id, err := l.Wait(byteOf(2, 12), none)
+	_, id, err := l.Wait(new(byteOf(2, 12)), none)
 	require.ErrorIs(t, err, lockengine.ErrCanceled)
 	require.Zero(t, id)
-	_, id, err = l.Wait(byteOf(2, 12), none)
+	_, id, err = l.Wait(new(byteOf(2, 12)), none)
 	require.NoError(t, err, "it is claimed once")
 	require.NotZero(t, id)
 }
@@ -192,9 +192,9 @@ func TestClaimOfRefused(t *testing.T) {
 func TestGrantsNotClaimed(t *testing.T) {
 	clock, m := enginetest.NewClock(), &memLog{}
 	l := start(t, clock, m, lockengine.Resumption{})
-	_, err := l.Try(byteOf(1, 1))
+	_, err := l.Try(new(byteOf(1, 1)))
 	require.NoError(t, err)
-	_, err = l.Try(named("x", 2, time.Minute))
+	_, err = l.Try(new(named("x", 2, time.Minute)))
 	require.NoError(t, err)
 	wait(t, l, byteOf(2, 12))
 	wait(t, l, named("x", 13, 0))
@@ -225,7 +225,7 @@ func TestNotExpected(t *testing.T) {
 		return req
 	}
 	for _, owner := range []uint64{1, 2} {
-		_, err := l.Try(shared(owner))
+		_, err := l.Try(new(shared(owner)))
 		require.NoError(t, err)
 	}
 	wait(t, l, byteOf(2, 12))
@@ -251,7 +251,7 @@ func TestRewatch(t *testing.T) {
 	ids := map[string]lockengine.WatchID{}
 	never := func(lockengine.End) { t.Error("called") }
 	for _, name := range []string{"before", "since", "later", "unclaimed"} {
-		_, err := l.Try(named(name, 1, 0))
+		_, err := l.Try(new(named(name, 1, 0)))
 		require.NoError(t, err)
 		ids[name], err = l.Watch(name, 0, func(lockengine.End) {})
 		require.NoError(t, err)
@@ -273,7 +273,7 @@ func TestRewatch(t *testing.T) {
 	require.Equal(t, lockengine.Released, ends["later"])
 	require.NoError(t, l.Release("unclaimed", 0, lockengine.Released))
 
-	_, err := l.Try(named("new", 1, 0))
+	_, err := l.Try(new(named("new", 1, 0)))
 	require.NoError(t, err)
 	id, err := l.Watch("new", 0, never)
 	require.NoError(t, err)
@@ -286,17 +286,17 @@ func TestRewatch(t *testing.T) {
 // fill takes one lock of each sort, and waits for some.
 func fill(t *testing.T, l *lockengine.Local) (timed lockengine.Grant) {
 	t.Helper()
-	_, err := l.Try(byteOf(1, 1))
+	_, err := l.Try(new(byteOf(1, 1)))
 	require.NoError(t, err)
 	flock := byteOf(1, 1)
 	flock.Class = lockengine.Flock
-	_, err = l.Try(flock)
+	_, err = l.Try(&flock)
 	require.NoError(t, err)
-	_, err = l.Try(named("hold", 2, 0))
+	_, err = l.Try(new(named("hold", 2, 0)))
 	require.NoError(t, err)
 	req := named("timed", 3, 10*time.Minute)
 	req.Handle = 30
-	timed, err = l.Try(req)
+	timed, err = l.Try(&req)
 	require.NoError(t, err)
 	_, err = l.Watch("timed", 0, func(lockengine.End) {})
 	require.NoError(t, err)
@@ -324,7 +324,7 @@ func TestFreshMount(t *testing.T) {
 	require.Equal(t, timed, lockengine.Grant{Token: lock.Token, Since: lock.Since, Expiry: lock.Expiry})
 	require.Zero(t, lock.Handle)
 	l.DropHandle(30)
-	_, err := l.Try(named("timed", 3, time.Minute))
+	_, err := l.Try(new(named("timed", 3, time.Minute)))
 	require.ErrorIs(t, err, lockengine.ErrHeld, "its request is forgotten")
 	require.Empty(t, l.Names())
 	stats := l.Stats()
@@ -387,7 +387,7 @@ func TestTokensOverRestarts(t *testing.T) {
 	l := start(t, clock, m, lockengine.Resumption{})
 	take := func(l *lockengine.Local) uint64 {
 		t.Helper()
-		g, err := l.Try(named("x", 0, time.Second))
+		g, err := l.Try(new(named("x", 0, time.Second)))
 		require.NoError(t, err)
 		require.NoError(t, l.Release("x", g.Token, lockengine.Released))
 		return g.Token
@@ -419,11 +419,11 @@ func tokensAreReservedFirst(t *testing.T) {
 	l := start(t, clock, m, lockengine.Resumption{})
 	taken := make(chan error)
 	take := func() {
-		_, err := l.Try(named("x", 0, 0))
+		_, err := l.Try(new(named("x", 0, 0)))
 		taken <- err
 	}
 	go take()
-	_, err := l.Try(byteOf(1, 0))
+	_, err := l.Try(new(byteOf(1, 0)))
 	require.NoError(t, err, "no token, nothing to wait for")
 	synctest.Wait()
 	require.Len(t, l.Snapshot().Locks, 1, "granted before its token was reserved")
@@ -466,7 +466,7 @@ func TestCheckpoint(t *testing.T) {
 		m.set(func() { m.records = nil })
 	})
 	clock.Pass(time.Second)
-	_, err := l.Try(named("y", 20, time.Minute))
+	_, err := l.Try(new(named("y", 20, time.Minute)))
 	require.NoError(t, err)
 	next = &memLog{}
 	for _, chunk := range chunks {
@@ -498,9 +498,9 @@ func TestNoSpace(t *testing.T) {
 		require.ErrorIs(t, err, errFull)
 		require.Equal(t, before, l.Snapshot())
 	}
-	_, err := l.Try(named("new", 1, 0))
+	_, err := l.Try(new(named("new", 1, 0)))
 	refused(err)
-	_, _, err = l.Wait(byteOf(6, 0), none)
+	_, _, err = l.Wait(new(byteOf(6, 0)), none)
 	refused(err)
 	_, err = l.Renew("timed", 0, time.Hour, false, 0)
 	refused(err)
@@ -527,10 +527,10 @@ func TestNoSpace(t *testing.T) {
 	_, err = checkpoint(l, func() { require.Fail(t, "what is owed would be missing in the log") })
 	require.ErrorIs(t, err, errFull)
 	m.set(func() { m.full = false })
-	_, err = l.Try(named("new", 1, 0))
+	_, err = l.Try(new(named("new", 1, 0)))
 	require.ErrorIs(t, err, lockengine.ErrNoSpace)
 	m.set(func() { m.broken = false })
-	_, err = l.Try(named("new", 1, 0))
+	_, err = l.Try(new(named("new", 1, 0)))
 	require.NoError(t, err)
 	require.Zero(t, l.Stats().Unrecorded)
 	require.Equal(t, l.Snapshot(), start(t, clock, m.copy(), sameMount).Snapshot())
@@ -545,7 +545,7 @@ func TestDetach(t *testing.T) {
 	l := start(t, clock, m, lockengine.Resumption{})
 	req := named("x", 1, time.Minute)
 	req.Handle = 10
-	g, err := l.Try(req)
+	g, err := l.Try(&req)
 	require.NoError(t, err)
 	require.ErrorIs(t, l.Detach("x", g.Token+1), lockengine.ErrNotHeld)
 	require.NoError(t, l.Detach("x", g.Token))
@@ -561,13 +561,13 @@ func TestDetach(t *testing.T) {
 func TestOnlyChangesAreRecorded(t *testing.T) {
 	clock, m := enginetest.NewClock(), &memLog{}
 	l := start(t, clock, m, lockengine.Resumption{})
-	_, err := l.Try(byteOf(1, 0))
+	_, err := l.Try(new(byteOf(1, 0)))
 	require.NoError(t, err)
 	n := m.len()
 	for range 10 {
-		_, err = l.Try(byteOf(2, 0))
+		_, err = l.Try(new(byteOf(2, 0)))
 		require.ErrorIs(t, err, lockengine.ErrHeld)
-		l.Unlock(lockengine.Record, "file", lockengine.Owner{Session: 1, ID: 2}, lockengine.Whole)
+		l.Unlock(new(byteOf(2, 0)))
 		l.DropHandle(99)
 		require.ErrorIs(t, l.Release("x", 0, lockengine.Released), lockengine.ErrNotHeld)
 		l.Snapshot()
@@ -584,7 +584,7 @@ func TestPlacesAreRecorded(t *testing.T) {
 	} {
 		clock, m := enginetest.NewClock(), &memLog{}
 		l := start(t, clock, m, lockengine.Resumption{})
-		_, err := l.Try(byteOf(1, 0))
+		_, err := l.Try(new(byteOf(1, 0)))
 		require.NoError(t, err)
 		process := byteOf(2, 0)
 		process.Kind = lockengine.KindProcess

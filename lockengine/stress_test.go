@@ -34,7 +34,7 @@ func TestStressWithLog(t *testing.T) {
 	m := &memLog{}
 	l := start(t, nil, m, lockengine.Resumption{})
 	timed := lockengine.Request{Class: lockengine.Named, Name: "x", Timeout: time.Hour}
-	_, err := l.Try(timed)
+	_, err := l.Try(&timed)
 	require.NoError(t, err)
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -51,7 +51,7 @@ func TestStressWithLog(t *testing.T) {
 	stressAll(t, l)
 	close(stop)
 	<-stopped
-	_, err = l.Try(lockengine.Request{Class: lockengine.Named, Name: "y"})
+	_, err = l.Try(&lockengine.Request{Class: lockengine.Named, Name: "y"})
 	require.NoError(t, err)
 	again := start(t, nil, m.copy(), sameMount)
 	require.Equal(t, l.Snapshot().Locks, again.Snapshot().Locks)
@@ -85,7 +85,7 @@ func stress(t *testing.T, l *lockengine.Local, id uint64, users *[4]atomic.Int64
 		}
 		use(t, &users[at], req.Mode)
 		if rnd.IntN(2) == 0 {
-			l.Unlock(lockengine.Record, "file", req.Owner, req.Range)
+			l.Unlock(&req)
 		} else {
 			l.DropHandle(id)
 		}

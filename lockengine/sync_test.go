@@ -16,7 +16,7 @@ import (
 func startSync(t *testing.T) (*lockengine.Local, *memLog, *enginetest.Clock) {
 	clock, m := enginetest.NewClock(), &memLog{}
 	l := start(t, clock, m, lockengine.Resumption{}, func(c *lockengine.Config) { c.SyncGrants = true })
-	_, err := l.Try(named("reserves", 1, 0))
+	_, err := l.Try(new(named("reserves", 1, 0)))
 	require.NoError(t, err)
 	m.set(func() { m.slow, m.syncs = true, 0 })
 	return l, m, clock
@@ -39,8 +39,8 @@ func syncGrants(t *testing.T) {
 		what   string
 		change func() error
 	}{
-		{"try", func() error { _, err := l.Try(named("x", 1, time.Minute)); return err }},
-		{"again", func() error { _, err := l.Try(named("x", 1, time.Minute)); return err }},
+		{"try", func() error { _, err := l.Try(new(named("x", 1, time.Minute))); return err }},
+		{"again", func() error { _, err := l.Try(new(named("x", 1, time.Minute))); return err }},
 		{"renew", func() error { _, err := l.Renew("x", 0, time.Minute, false, 0); return err }},
 		{"start", func() error { return l.SetStart("x", 0, 1_700_000_000, 0) }},
 		{"span", func() error { return l.SetSpan("x", 0, 60, 0) }},
@@ -58,9 +58,9 @@ func syncGrants(t *testing.T) {
 // What has no timeout is told at once.
 func TestOnlyLeasesSync(t *testing.T) {
 	l, m, _ := startSync(t)
-	_, err := l.Try(named("hold", 1, 0))
+	_, err := l.Try(new(named("hold", 1, 0)))
 	require.NoError(t, err)
-	_, err = l.Try(byteOf(1, 0))
+	_, err = l.Try(new(byteOf(1, 0)))
 	require.NoError(t, err)
 	_, done := wait(t, l, byteOf(2, 0))
 	_, held := wait(t, l, named("hold", 2, 0))
@@ -87,14 +87,14 @@ func syncOfWaits(t *testing.T) {
 			told <- struct{}{}
 		}
 	}
-	g, id, err := l.Wait(named("x", 1, time.Minute), tell("at once"))
+	g, id, err := l.Wait(new(named("x", 1, time.Minute)), tell("at once"))
 	require.NoError(t, err)
 	require.Zero(t, g)
 	require.NotZero(t, id)
 	require.False(t, l.Cancel(id, false))
-	_, second, err := l.Wait(named("x", 2, time.Minute), tell("second"))
+	_, second, err := l.Wait(new(named("x", 2, time.Minute)), tell("second"))
 	require.NoError(t, err)
-	_, _, err = l.Wait(named("x", 3, time.Minute), tell("third"))
+	_, _, err = l.Wait(new(named("x", 3, time.Minute)), tell("third"))
 	require.NoError(t, err)
 	require.NoError(t, l.Release("x", 0, lockengine.Released))
 	require.NoError(t, l.Release("x", 0, lockengine.Released))
@@ -116,12 +116,12 @@ func TestSyncIsShared(t *testing.T) { synctest.Test(t, syncIsShared) }
 func syncIsShared(t *testing.T) {
 	l, m, _ := startSync(t)
 	const n = 50
-	first := async(func() error { _, err := l.Try(named("first", 1, time.Minute)); return err })
+	first := async(func() error { _, err := l.Try(new(named("first", 1, time.Minute))); return err })
 	synctest.Wait()
 	var rest []chan error
 	for i := range n {
 		rest = append(rest, async(func() error {
-			_, err := l.Try(named(string(rune('A'+i)), uint64(i+2), time.Minute))
+			_, err := l.Try(new(named(string(rune('A'+i)), uint64(i+2), time.Minute)))
 			return err
 		}))
 	}
@@ -144,7 +144,7 @@ func TestSyncFails(t *testing.T) { synctest.Test(t, syncFails) }
 
 func syncFails(t *testing.T) {
 	l, m, _ := startSync(t)
-	taken := async(func() error { _, err := l.Try(named("x", 1, time.Minute)); return err })
+	taken := async(func() error { _, err := l.Try(new(named("x", 1, time.Minute))); return err })
 	synctest.Wait()
 	m.sync(errFull)
 	require.ErrorIs(t, <-taken, errFull)
@@ -168,7 +168,7 @@ func syncOfClaim(t *testing.T) {
 	clock, m := enginetest.NewClock(), &memLog{}
 	syncs := func(c *lockengine.Config) { c.SyncGrants = true }
 	l := start(t, clock, m, lockengine.Resumption{})
-	_, err := l.Try(named("x", 1, 0))
+	_, err := l.Try(new(named("x", 1, 0)))
 	require.NoError(t, err)
 	wait(t, l, named("x", 2, time.Minute))
 	l = start(t, clock, m, sameMount, syncs)

@@ -67,7 +67,7 @@ func TestFollower(t *testing.T) {
 		require.NoError(t, err)
 		defer l.Close()
 		pair := func(held time.Duration) {
-			_, err := l.Try(lockengine.Request{Class: lockengine.Named, Name: "a"})
+			_, err := l.Try(&lockengine.Request{Class: lockengine.Named, Name: "a"})
 			require.NoError(t, err)
 			clock.Pass(held)
 			require.NoError(t, l.Release("a", 0, lockengine.Released))

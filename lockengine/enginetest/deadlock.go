@@ -16,7 +16,7 @@ const (
 
 func (b *bench) deadlock(r lockengine.Request) {
 	b.t.Helper()
-	_, _, err := b.Wait(r, func(lockengine.Grant, error) { b.t.Error("refused, and yet called back") })
+	_, _, err := b.Wait(&r, func(lockengine.Grant, error) { b.t.Error("refused, and yet called back") })
 	require.ErrorIs(b.t, err, lockengine.ErrDeadlock)
 }
 
@@ -79,7 +79,7 @@ func testDeadlock(t *testing.T, n New) {
 		b.draw("r", "r")
 		b.wait("first", record(1, exclusive, 0, 1))
 		b.deadlock(record(2, exclusive, 0, 1))
-		b.Unlock(lockengine.Record, "file", owner(2), lockengine.Whole)
+		b.unlock(2)
 		b.order("first")
 	})
 	t.Run("one of several blockers", func(t *testing.T) {

@@ -83,6 +83,9 @@ func name(n uint64, timeout time.Duration) lockengine.Request {
 	return lockengine.Request{Class: lockengine.Named, Name: "backup", Owner: owner(n), Timeout: timeout}
 }
 
+// unlock gives back all that an owner has of the file.
+func (b *bench) unlock(n uint64) { b.Unlock(new(record(n, 0, 0, lockengine.MaxEnd))) }
+
 // on moves a request to another name.
 func on(name string, r lockengine.Request) lockengine.Request {
 	r.Name = name
@@ -103,14 +106,14 @@ func by(pid int32, r lockengine.Request) lockengine.Request {
 
 func (b *bench) try(r lockengine.Request) lockengine.Grant {
 	b.t.Helper()
-	g, err := b.Try(r)
+	g, err := b.Try(&r)
 	require.NoError(b.t, err)
 	return g
 }
 
 func (b *bench) held(r lockengine.Request) {
 	b.t.Helper()
-	_, err := b.Try(r)
+	_, err := b.Try(&r)
 	require.ErrorIs(b.t, err, lockengine.ErrHeld)
 }
 
@@ -118,7 +121,7 @@ func (b *bench) held(r lockengine.Request) {
 // is appended to b.granted.
 func (b *bench) wait(what string, r lockengine.Request) lockengine.WaiterID {
 	b.t.Helper()
-	_, id, err := b.Wait(r, func(_ lockengine.Grant, err error) {
+	_, id, err := b.Wait(&r, func(_ lockengine.Grant, err error) {
 		if err != nil {
 			what += ": " + err.Error()
 		}

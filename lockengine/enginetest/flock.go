@@ -4,12 +4,10 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-
-	"lockfs/lockengine"
 )
 
 func (b *bench) unflock(n uint64) {
-	b.Unlock(lockengine.Flock, "file", owner(n), lockengine.Range{})
+	b.Unlock(new(flock(n, 0)))
 }
 
 func testFlock(t *testing.T, n New) {
@@ -56,7 +54,7 @@ func testFlock(t *testing.T, n New) {
 		b.wait("reader", flock(2, shared))
 		b.try(flock(1, shared))
 		b.order("reader")
-		l, found := b.Test(flock(3, exclusive))
+		l, found := b.Test(new(flock(3, exclusive)))
 		require.True(t, found)
 		require.Equal(t, owner(1), l.Owner)
 	})

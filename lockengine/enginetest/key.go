@@ -21,7 +21,7 @@ func testKey(t *testing.T, n New) {
 	g := b.try(keyed(1, 7))
 	b.clock.Pass(time.Second)
 	require.Equal(t, g, b.try(keyed(1, 7)))
-	again, id, err := b.Wait(keyed(1, 7), nil)
+	again, id, err := b.Wait(new(keyed(1, 7)), nil)
 	require.NoError(t, err)
 	require.Zero(t, id)
 	require.Equal(t, g, again)

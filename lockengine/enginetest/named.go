@@ -19,7 +19,7 @@ func testNamed(t *testing.T, n New) {
 		b := newBench(t, n)
 		b.try(name(1, 0))
 		b.held(name(1, 0))
-		_, found := b.Test(name(1, 0))
+		_, found := b.Test(new(name(1, 0)))
 		require.True(t, found)
 	})
 	t.Run("release", func(t *testing.T) {

@@ -47,7 +47,7 @@ func testRecord(t *testing.T, n New) {
 			b := newBench(t, n)
 			b.draw(c.before)
 			if c.mode == unlock {
-				b.Unlock(lockengine.Record, "file", owner(1), lockengine.Range{Start: c.at[0], End: c.at[1]})
+				b.Unlock(new(record(1, 0, c.at[0], c.at[1])))
 			} else {
 				b.try(record(1, c.mode, c.at[0], c.at[1]))
 			}
@@ -78,7 +78,7 @@ func testRecordConflict(t *testing.T, n New) {
 			b := newBench(t, n)
 			b.draw(append([]string{"........"}, c.others...)...)
 			r := record(1, c.mode, c.at[0], c.at[1])
-			l, found := b.Test(r)
+			l, found := b.Test(&r)
 			require.Equal(t, c.by != 0, found)
 			if !found {
 				b.try(r)
@@ -92,14 +92,14 @@ func testRecordConflict(t *testing.T, n New) {
 	t.Run("own", func(t *testing.T) {
 		b := newBench(t, n)
 		b.draw("..WW.rr.", "........")
-		_, found := b.Test(record(1, exclusive, 0, 8))
+		_, found := b.Test(new(record(1, exclusive, 0, 8)))
 		require.False(t, found)
-		l, found := b.TestOwn(record(1, 0, 3, 8))
+		l, found := b.TestOwn(new(record(1, 0, 3, 8)))
 		require.True(t, found)
 		require.Equal(t, lockengine.Range{Start: 2, End: 4}, l.Range)
-		_, found = b.TestOwn(record(1, 0, 4, 5))
+		_, found = b.TestOwn(new(record(1, 0, 4, 5)))
 		require.False(t, found)
-		_, found = b.TestOwn(record(2, 0, 0, 8))
+		_, found = b.TestOwn(new(record(2, 0, 0, 8)))
 		require.False(t, found)
 	})
 	t.Run("classes", func(t *testing.T) {
@@ -118,9 +118,9 @@ func testRecordWait(t *testing.T, n New) {
 		b.wait("writer", record(2, exclusive, 0, 2))
 		b.try(record(3, shared, 0, 2))
 		b.drawn("rr", "..", "rr")
-		b.Unlock(lockengine.Record, "file", owner(1), lockengine.Whole)
+		b.unlock(1)
 		b.order()
-		b.Unlock(lockengine.Record, "file", owner(3), lockengine.Whole)
+		b.unlock(3)
 		b.order("writer")
 	})
 	t.Run("a downgrade wakes readers", func(t *testing.T) {
@@ -138,7 +138,7 @@ func testRecordWait(t *testing.T, n New) {
 		b.draw("rr", "rr")
 		b.wait("upgrade", record(1, exclusive, 0, 2))
 		b.wait("other", record(3, exclusive, 0, 2))
-		b.Unlock(lockengine.Record, "file", owner(2), lockengine.Whole)
+		b.unlock(2)
 		b.order("upgrade")
 		b.drawn("WW", "..", "..")
 	})
@@ -147,7 +147,7 @@ func testRecordWait(t *testing.T, n New) {
 		b.draw("WW..", "..WW")
 		b.wait("downgrade", record(1, shared, 0, 4))
 		b.wait("reader", record(3, shared, 0, 2))
-		b.Unlock(lockengine.Record, "file", owner(2), lockengine.Whole)
+		b.unlock(2)
 		b.order("downgrade", "reader")
 	})
 	t.Run("a part is enough", func(t *testing.T) {
@@ -155,7 +155,7 @@ func testRecordWait(t *testing.T, n New) {
 		b.draw("WWWW")
 		b.wait("all", record(2, exclusive, 0, 4))
 		b.wait("two", record(3, exclusive, 1, 3))
-		b.Unlock(lockengine.Record, "file", owner(1), lockengine.Range{Start: 1, End: 3})
+		b.Unlock(new(record(1, 0, 1, 3)))
 		b.order("two")
 		b.drawn("W..W", "....", ".WW.")
 	})
@@ -166,7 +166,7 @@ func testRecordWait(t *testing.T, n New) {
 		b.wait("second", record(3, exclusive, 0, 2))
 		require.True(t, b.Cancel(id, false))
 		require.False(t, b.Cancel(id, false))
-		b.Unlock(lockengine.Record, "file", owner(1), lockengine.Whole)
+		b.unlock(1)
 		b.order("second")
 	})
 }

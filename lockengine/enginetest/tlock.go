@@ -75,7 +75,7 @@ func testGuard(t *testing.T, n New) {
 	t.Run("a canceled wait leaves nothing", func(t *testing.T) {
 		b := newBench(t, n)
 		b.try(master(1))
-		_, id, err := b.Wait(guarded(2), func(lockengine.Grant, error) { t.Error("granted after all") })
+		_, id, err := b.Wait(new(guarded(2)), func(lockengine.Grant, error) { t.Error("granted after all") })
 		require.NoError(t, err)
 		require.True(t, b.Cancel(id, false))
 		b.release("master", 0)

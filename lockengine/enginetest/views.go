@@ -25,7 +25,7 @@ func testEvents(t *testing.T, n New) {
 		b.Cancel(id, false)
 		b.wait("", record(2, shared, 0, 1))
 		b.clock.Pass(time.Second)
-		b.Unlock(lockengine.Record, "file", owner(1), lockengine.Range{Start: 0, End: 1})
+		b.Unlock(new(record(1, 0, 0, 1)))
 		g := b.try(name(3, time.Second))
 		b.held(name(4, 0))
 		b.Renew("backup", 0, 2*time.Second, false, 0)
@@ -133,15 +133,15 @@ func testInvalid(t *testing.T, n New) {
 		"too long":    record(1, shared, 0, lockengine.MaxEnd+1),
 		"timeout":     name(1, -1),
 	} {
-		_, err := b.Try(r)
+		_, err := b.Try(&r)
 		require.ErrorIs(t, err, lockengine.ErrInvalid, what)
-		_, _, err = b.Wait(r, nil)
+		_, _, err = b.Wait(&r, nil)
 		require.ErrorIs(t, err, lockengine.ErrInvalid, what)
-		_, found := b.Test(r)
+		_, found := b.Test(&r)
 		require.False(t, found, what)
 	}
-	b.Unlock(lockengine.Named, "x", owner(1), lockengine.Whole)
-	b.Unlock(0, "x", owner(1), lockengine.Whole)
-	b.Unlock(lockengine.Record, "x", owner(1), lockengine.Range{Start: 2, End: 1})
+	b.Unlock(&lockengine.Request{Class: lockengine.Named, Name: "x", Owner: owner(1), Range: lockengine.Whole})
+	b.Unlock(&lockengine.Request{Class: 0, Name: "x", Owner: owner(1), Range: lockengine.Whole})
+	b.Unlock(&lockengine.Request{Class: lockengine.Record, Name: "x", Owner: owner(1), Range: lockengine.Range{Start: 2, End: 1}})
 	require.Zero(t, b.Stats().Events)
 }

@@ -20,11 +20,11 @@ func testOrder(t *testing.T, n New) {
 		b.wait("b", record(3, shared, 0, 8))
 		b.wait("c", record(4, exclusive, 0, 2))
 		b.wait("d", record(5, shared, 3, 5))
-		b.Unlock(lockengine.Record, "file", owner(1), lockengine.Whole)
+		b.unlock(1)
 		b.order("a", "c", "d")
-		b.Unlock(lockengine.Record, "file", owner(2), lockengine.Whole)
+		b.unlock(2)
 		b.order()
-		b.Unlock(lockengine.Record, "file", owner(4), lockengine.Whole)
+		b.unlock(4)
 		b.order("b")
 	})
 	t.Run("a grant that lets only a later one through", func(t *testing.T) {
@@ -34,7 +34,7 @@ func testOrder(t *testing.T, n New) {
 		b.wait("b", record(3, exclusive, 0, 4))
 		b.wait("c", record(4, exclusive, 3, 5))
 		b.wait("a again", record(2, exclusive, 0, 4))
-		b.Unlock(lockengine.Record, "file", owner(1), lockengine.Whole)
+		b.unlock(1)
 		b.order("a", "c")
 		b.drawn(".....", "WW...", ".....", "...WW")
 	})
@@ -45,7 +45,7 @@ func testOrder(t *testing.T, n New) {
 		b.wait("downgrade", record(1, shared, 0, 3))
 		b.wait("beside", record(4, exclusive, 3, 4))
 		b.wait("again", record(1, shared, 0, 2))
-		b.Unlock(lockengine.Record, "file", owner(2), lockengine.Whole)
+		b.unlock(2)
 		b.order("downgrade", "early", "beside", "again")
 	})
 	t.Run("ten thousand for one byte", func(t *testing.T) {
@@ -56,7 +56,7 @@ func testOrder(t *testing.T, n New) {
 			b.wait(fmt.Sprint(i), record(i, exclusive, 5, 6))
 		}
 		for i := uint64(1); i < many-1; i++ {
-			b.Unlock(lockengine.Record, "file", owner(i), lockengine.Whole)
+			b.unlock(i)
 			b.order(fmt.Sprint(i + 1))
 		}
 		require.Zero(t, b.Stats().Waiting[lockengine.Record])
@@ -89,7 +89,9 @@ func testPlace(t *testing.T, n New) {
 	}{
 		{
 			"record", record(1, exclusive, 0, 4), record(2, exclusive, 1, 3), record(3, exclusive, 1, 3),
-			func(b *bench) { b.Unlock(lockengine.Record, "file", owner(1), lockengine.Whole) },
+			func(b *bench) {
+				b.unlock(1)
+			},
 		},
 		{
 			"flock", flock(1, exclusive), flock(2, exclusive), flock(3, exclusive),
@@ -232,9 +234,9 @@ func testClose(t *testing.T, n New) {
 	b.wait("b", record(2, exclusive, 0, 1))
 	require.NoError(t, b.Close())
 	b.order("a: "+lockengine.ErrClosed.Error(), "b: "+lockengine.ErrClosed.Error())
-	_, err := b.Try(name(2, 0))
+	_, err := b.Try(new(name(2, 0)))
 	require.ErrorIs(t, err, lockengine.ErrClosed)
-	_, _, err = b.Wait(name(2, 0), nil)
+	_, _, err = b.Wait(new(name(2, 0)), nil)
 	require.ErrorIs(t, err, lockengine.ErrClosed)
 	require.ErrorIs(t, b.Release("backup", 0, lockengine.Released), lockengine.ErrClosed)
 	require.NoError(t, b.Close())
