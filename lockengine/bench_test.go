@@ -369,7 +369,7 @@ func heapSize() uint64 {
 
 // BenchmarkCommand is one command as bytes.
 func BenchmarkCommand(b *testing.B) {
-	cmd := command{op: opTry, req: benchRequest(7)}
+	cmd := command{op: opTry, req: new(benchRequest(7))}
 	now := Instant{1e12, 1_700_000_000e9}
 	var e encoder
 	var before told

@@ -35,7 +35,7 @@ type command struct {
 	extend bool
 	fresh  bool
 	how    End
-	req    Request
+	req    *Request // nil: of those that have none
 	waiter WaiterID
 	watch  WatchID
 	token  uint64
@@ -197,13 +197,13 @@ func (c *core) apply(cmd *command, now Instant, res *result) {
 func (c *core) do(cmd *command, res *result) {
 	switch cmd.op {
 	case opTry:
-		c.try(&cmd.req, res)
+		c.try(cmd.req, res)
 	case opWait:
-		c.wait(&cmd.req, cmd.tell, res)
+		c.wait(cmd.req, cmd.tell, res)
 	case opCancel:
 		res.ok = c.cancel(cmd.waiter, cmd.keep)
 	case opUnlock:
-		res.err = c.unlock(&cmd.req)
+		res.err = c.unlock(cmd.req)
 	case opDropOwner:
 		c.dropOwner(cmd.req.Name, cmd.req.Owner)
 	case opDropHandle:

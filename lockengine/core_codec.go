@@ -94,7 +94,10 @@ func (w *encoder) command(cmd *command, at Instant, before *told) {
 	if cap(w.buf) < commandHead {
 		w.grow()
 	}
-	req := &cmd.req
+	req := cmd.req
+	if req == nil {
+		req = &noRequest
+	}
 	sameName := req.Name == before.name
 	has := fieldsOf[cmd.op]
 	tell := has
@@ -135,12 +138,15 @@ func (w *encoder) command(cmd *command, at Instant, before *told) {
 	}
 }
 
+// noRequest is that of a command that has none.
+var noRequest Request
+
 //go:noinline
 func (w *encoder) grow() { w.buf = make([]byte, commandRoom) }
 
 // follow writes what follows the head.
 func (w *encoder) follow(cmd *command, at Instant, tell fields, before *told) {
-	req := &cmd.req
+	req := cmd.req
 	if tell&hasTime != 0 {
 		w.instant(at)
 	}
@@ -237,7 +243,7 @@ func (cmd *command) setFlags(b byte) {
 // command reads what the encoder's command wrote.
 func (r *decoder) command(before *told) (cmd command, at Instant) {
 	r.format()
-	cmd.op = op(r.byte())
+	cmd.op, cmd.req = op(r.byte()), new(Request)
 	if int(cmd.op) >= len(fieldsOf) {
 		r.fail(errVersion)
 		return command{}, Instant{}
@@ -250,7 +256,7 @@ func (r *decoder) command(before *told) (cmd command, at Instant) {
 	tell, kinds := fields(r.byte()), r.byte()
 	boot, drift := int64(r.half()), int64(int32(r.half()))
 	start, end := uint64(r.half()), uint64(r.half())
-	req := &cmd.req
+	req := cmd.req
 	req.Class, req.Mode, req.Kind = Class(kinds&3), Mode(kinds>>2&3), OwnerKind(kinds>>4)
 	req.Range = Range{start, bits.RotateLeft64(end, -1)}
 	switch {
@@ -273,7 +279,7 @@ func (r *decoder) command(before *told) (cmd command, at Instant) {
 }
 
 func (r *decoder) follow(cmd *command, f, tell fields, before *told) {
-	req := &cmd.req
+	req := cmd.req
 	if tell&hasOwner != 0 {
 		before.owner = Owner{r.word(), r.word()}
 	}

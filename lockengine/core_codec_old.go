@@ -37,7 +37,7 @@ func (r *decoder) oldCommand(cmd *command, f fields, before *told) (at Instant) 
 }
 
 func (r *decoder) oldFields(cmd *command, f fields, flags byte, before *told) {
-	req := &cmd.req
+	req := cmd.req
 	if f&hasName != 0 && flags&sameName == 0 {
 		before.name = r.str()
 	}
@@ -62,7 +62,7 @@ func (r *decoder) oldFields(cmd *command, f fields, flags byte, before *told) {
 
 func (r *decoder) oldestFields(cmd *command, f fields) {
 	if f&hasReq == hasReq {
-		cmd.req = r.request()
+		*cmd.req = r.request()
 		return
 	}
 	if f&hasName != 0 {

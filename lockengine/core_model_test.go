@@ -158,7 +158,7 @@ func (d *duel) try() {
 	r := d.request()
 	d.step = fmt.Sprintf("try %+v", r)
 	token, err := d.model.try(r)
-	res := d.apply(command{op: opTry, req: r})
+	res := d.apply(command{op: opTry, req: &r})
 	d.fails(err, res)
 	require.Equal(d.t, token, res.grant.Token, d.step)
 }
@@ -167,7 +167,7 @@ func (d *duel) wait() {
 	r := d.request()
 	d.step = fmt.Sprintf("wait %+v", r)
 	token, id, err := d.model.wait(r)
-	res := d.apply(command{op: opWait, req: r})
+	res := d.apply(command{op: opWait, req: &r})
 	d.fails(err, res)
 	require.Equal(d.t, id, res.waiter, d.step)
 	require.Equal(d.t, token, res.grant.Token, d.step)
@@ -183,7 +183,7 @@ func (d *duel) unlock() {
 	}
 	d.step = fmt.Sprintf("unlock %v %q %v %v", class, name, owner, rng)
 	d.model.unlock(class, name, owner, rng)
-	d.apply(command{op: opUnlock, req: Request{Class: class, Name: name, Owner: owner, Range: rng}})
+	d.apply(command{op: opUnlock, req: &Request{Class: class, Name: name, Owner: owner, Range: rng}})
 }
 
 func (d *duel) cancel() {
@@ -200,14 +200,14 @@ func (d *duel) dropOwner() {
 	name, owner := d.name(), Owner{1, uint64(1 + d.n(2))}
 	d.step = fmt.Sprintf("drop owner %q %v", name, owner)
 	d.model.dropOwner(name, owner)
-	d.apply(command{op: opDropOwner, req: Request{Name: name, Owner: owner}})
+	d.apply(command{op: opDropOwner, req: &Request{Name: name, Owner: owner}})
 }
 
 func (d *duel) dropHandle() {
 	handle := uint64(10*(1+d.n(modelOwners)) + d.n(2))
 	d.step = fmt.Sprintf("drop handle %d", handle)
 	d.model.dropHandle(handle)
-	d.apply(command{op: opDropHandle, req: Request{Handle: handle}})
+	d.apply(command{op: opDropHandle, req: &Request{Handle: handle}})
 }
 
 // held is a name, and a token, which may be 0, that of the lock held on it, or
@@ -225,7 +225,7 @@ func (d *duel) release() {
 	how := End(1 + d.n(4))
 	d.step = fmt.Sprintf("release %q %d %d", name, token, how)
 	err := d.model.release(name, token, how)
-	d.fails(err, d.apply(command{op: opRelease, req: Request{Name: name}, token: token, how: how}))
+	d.fails(err, d.apply(command{op: opRelease, req: &Request{Name: name}, token: token, how: how}))
 }
 
 func (d *duel) renew() {
@@ -234,7 +234,7 @@ func (d *duel) renew() {
 	timeout, limit := time.Duration(d.n(4))*500*time.Millisecond, time.Duration(d.n(3))*time.Second
 	d.step = fmt.Sprintf("renew %q %d %v %v %v", name, token, timeout, extend, limit)
 	err := d.model.renew(name, token, timeout, extend, limit)
-	cmd := command{op: opRenew, req: Request{Name: name, Timeout: timeout}, token: token, extend: extend, max: int64(limit)}
+	cmd := command{op: opRenew, req: &Request{Name: name, Timeout: timeout}, token: token, extend: extend, max: int64(limit)}
 	res := d.apply(cmd)
 	d.fails(err, res)
 	if err == nil {
@@ -246,7 +246,7 @@ func (d *duel) renew() {
 // setTimes is SetStart and SetSpan. What they end ends at the next moment.
 func (d *duel) setTimes() {
 	name, token := d.held()
-	cmd := command{op: opSetSpan, req: Request{Name: name}, token: token, second: int64(d.n(5) - 1), max: int64(d.n(3)) * 2e9}
+	cmd := command{op: opSetSpan, req: &Request{Name: name}, token: token, second: int64(d.n(5) - 1), max: int64(d.n(3)) * 2e9}
 	if d.n(2) == 0 {
 		cmd.op = opSetStart
 		cmd.second += d.now.Wall/1e9 - 2
@@ -261,7 +261,7 @@ func (d *duel) setTimes() {
 // change changes what is only kept with a lock.
 func (d *duel) change() {
 	name, token := d.held()
-	cmd := command{req: Request{Name: name, Who: Who{UID: uint32(d.n(3)), GID: 7}}, token: token, note: d.name()}
+	cmd := command{req: &Request{Name: name, Who: Who{UID: uint32(d.n(3)), GID: 7}}, token: token, note: d.name()}
 	var do func(*mName)
 	switch d.n(3) {
 	case 0:
@@ -287,7 +287,7 @@ func (d *duel) watch() {
 	id := d.model.lastWatch + 1 - WatchID(d.n(8)/7)
 	d.step = fmt.Sprintf("watch %q %d %d", name, token, id)
 	err := d.model.watch(name, token, id)
-	d.fails(err, d.apply(command{op: opWatch, req: Request{Name: name}, token: token, watch: id}))
+	d.fails(err, d.apply(command{op: opWatch, req: &Request{Name: name}, token: token, watch: id}))
 }
 
 // rare is what does not happen often in a life, and would leave little to do
@@ -512,10 +512,10 @@ func (d *duel) dropAll() {
 		d.apply(command{op: opUnwatch, watch: id})
 	}
 	for key := range d.model.locks {
-		d.apply(command{op: opUnlock, req: Request{Class: key.class, Name: key.name, Owner: key.owner, Range: Whole}})
+		d.apply(command{op: opUnlock, req: &Request{Class: key.class, Name: key.name, Owner: key.owner, Range: Whole}})
 	}
 	for name := range d.model.names {
-		d.apply(command{op: opRelease, req: Request{Name: name}, how: Released})
+		d.apply(command{op: opRelease, req: &Request{Name: name}, how: Released})
 	}
 	d.now.Boot += 3e9
 	d.apply(command{op: opTick})

@@ -72,22 +72,22 @@ func (s *script) request() Request {
 func (s *script) next() command {
 	switch k := s.rnd.IntN(100); {
 	case k < 20:
-		return command{op: opTry, req: s.request()}
+		return command{op: opTry, req: new(s.request())}
 	case k < 45:
-		return command{op: opWait, req: s.request()}
+		return command{op: opWait, req: new(s.request())}
 	case k < 55:
-		return command{op: opUnlock, req: s.request()}
+		return command{op: opUnlock, req: new(s.request())}
 	case k < 62:
 		if len(s.ids) == 0 {
 			return command{op: opTick}
 		}
 		return command{op: opCancel, waiter: s.ids[max(0, len(s.ids)-1-s.rnd.IntN(8))], keep: s.rnd.IntN(3) > 0}
 	case k < 64:
-		return command{op: opDropOwner, req: s.request()}
+		return command{op: opDropOwner, req: new(s.request())}
 	case k < 67:
-		return command{op: opDropHandle, req: s.request()}
+		return command{op: opDropHandle, req: new(s.request())}
 	case k < 72:
-		return command{op: opWatch, req: Request{Name: s.name()}, watch: s.live.lastWatch + 1}
+		return command{op: opWatch, req: &Request{Name: s.name()}, watch: s.live.lastWatch + 1}
 	case k < 74:
 		return command{op: opUnwatch, watch: WatchID(s.rnd.IntN(int(s.live.lastWatch) + 2))}
 	case k < 99:
@@ -97,7 +97,7 @@ func (s *script) next() command {
 }
 
 func (s *script) nextNamed() command {
-	cmd := command{req: Request{Name: s.name(), Timeout: time.Duration(s.rnd.IntN(2000)) * time.Millisecond}}
+	cmd := command{req: &Request{Name: s.name(), Timeout: time.Duration(s.rnd.IntN(2000)) * time.Millisecond}}
 	if n := s.live.names.byName[cmd.req.Name]; n != nil && s.rnd.IntN(2) == 0 {
 		cmd.token = n.token
 	}
@@ -293,14 +293,14 @@ func TestStateKeepsOrder(t *testing.T) {
 	for _, name := range []string{"a", "b"} {
 		other := req(name)
 		other.Owner.ID, other.Handle = 1, 10
-		apply(c, command{op: opTry, req: other}, now)
-		apply(c, command{op: opWait, req: req(name)}, now)
+		apply(c, command{op: opTry, req: &other}, now)
+		apply(c, command{op: opWait, req: new(req(name))}, now)
 	}
 	apply(c, command{op: opCancel, waiter: 1, keep: true}, now)
-	require.EqualValues(t, 1, apply(c, command{op: opWait, req: req("a")}, now).waiter)
+	require.EqualValues(t, 1, apply(c, command{op: opWait, req: new(req("a"))}, now).waiter)
 	again, err := decode(stateOf(c), 64)
 	require.NoError(t, err)
-	drop := command{op: opDropHandle, req: Request{Handle: 20}}
+	drop := command{op: opDropHandle, req: &Request{Handle: 20}}
 	want := apply(c, drop, now)
 	require.EqualValues(t, 2, want.completions[0].waiter)
 	require.Equal(t, want, apply(again, drop, now))
@@ -312,11 +312,11 @@ func TestLooksChangeNothing(t *testing.T) {
 	at := func(boot int64) Instant { return Instant{boot, 1_700_000_000e9 + boot} }
 	looked, other := newCore(64), newCore(64)
 	for _, c := range []*core{looked, other} {
-		apply(c, command{op: opTry, req: Request{Class: Named, Name: "guard", Owner: Owner{1, 1}, Timeout: 10 * time.Second}}, at(1))
-		apply(c, command{op: opTry, req: Request{Class: Named, Name: "x", Owner: Owner{1, 1}}}, at(1))
-		apply(c, command{op: opRelease, req: Request{Name: "x"}, how: Released}, at(2))
+		apply(c, command{op: opTry, req: &Request{Class: Named, Name: "guard", Owner: Owner{1, 1}, Timeout: 10 * time.Second}}, at(1))
+		apply(c, command{op: opTry, req: &Request{Class: Named, Name: "x", Owner: Owner{1, 1}}}, at(1))
+		apply(c, command{op: opRelease, req: &Request{Name: "x"}, how: Released}, at(2))
 		guarded := Request{Class: Named, Name: "x", Owner: Owner{1, 2}, Guard: "guard"}
-		require.NotZero(t, apply(c, command{op: opWait, req: guarded}, at(3)).waiter)
+		require.NotZero(t, apply(c, command{op: opWait, req: &guarded}, at(3)).waiter)
 	}
 	apply(looked, command{op: opTick}, at(5e9))
 	for _, c := range []*core{looked, other} {
@@ -330,11 +330,14 @@ func TestLooksChangeNothing(t *testing.T) {
 func TestCommandBytes(t *testing.T) {
 	s := newScript(t, 1)
 	for n := range 5000 {
-		cmd := s.next()
+		cmd, req := s.next(), &noRequest
+		if cmd.req != nil {
+			req = cmd.req
+		}
 		before := []told{
-			{}, {at: s.now}, {at: Instant{s.now.Boot + 1e9, s.now.Wall - 3}, name: cmd.req.Name},
-			{at: s.now, owner: cmd.req.Owner}, {at: s.now, name: cmd.req.Name, owner: cmd.req.Owner},
-			{at: s.now, handle: cmd.req.Handle, who: cmd.req.Who},
+			{}, {at: s.now}, {at: Instant{s.now.Boot + 1e9, s.now.Wall - 3}, name: req.Name},
+			{at: s.now, owner: req.Owner}, {at: s.now, name: req.Name, owner: req.Owner},
+			{at: s.now, handle: req.Handle, who: req.Who},
 		}[n%6]
 		var e encoder
 		written, read := before, before
@@ -393,7 +396,7 @@ func TestOldFormat(t *testing.T) {
 		require.NoError(t, err)
 		return b
 	}
-	want := command{op: opTry, req: Request{
+	want := command{op: opTry, req: &Request{
 		Class: Record, Mode: Shared, Kind: KindProcess, Name: "fe00:12:6740.1", Owner: Owner{1, 0xfedcba9876543210},
 		Range: Range{100, MaxEnd}, Handle: 9, Who: Who{10, 11, 12, 13}, Timeout: time.Second, Guard: "g", Meta: "m", Key: 5,
 	}}
@@ -403,18 +406,17 @@ func TestOldFormat(t *testing.T) {
 	require.Equal(t, want, cmd)
 	require.Equal(t, Instant{123456789, 1700000000123456789}, at)
 
-	plain := want
-	plain.op = opWait
+	plain := command{op: opWait, req: new(*want.req)}
 	plain.req.Timeout, plain.req.Guard, plain.req.Meta, plain.req.Key = 0, "", "", 0
 	plain.req.Mode, plain.req.Range = Exclusive, Range{1 << 40, 1 << 41}
 	var before told
 	for i, want := range []command{
 		want,
 		plain,
-		{op: opUnlock, req: Request{Class: Record, Name: "fe00:12:6740.1", Owner: Owner{2, 3}, Range: Range{0, 50}}},
-		{op: opRenew, extend: true, req: Request{Name: "n", Who: Who{PID: 1, UID: 2}, Timeout: time.Minute}, token: 77, max: -1, second: 8},
-		{op: opCancel, keep: true, waiter: 300},
-		{op: opResume, fresh: true, token: 5, boot: "b"},
+		{op: opUnlock, req: &Request{Class: Record, Name: "fe00:12:6740.1", Owner: Owner{2, 3}, Range: Range{0, 50}}},
+		{op: opRenew, extend: true, req: &Request{Name: "n", Who: Who{PID: 1, UID: 2}, Timeout: time.Minute}, token: 77, max: -1, second: 8},
+		{op: opCancel, req: &noRequest, keep: true, waiter: 300},
+		{op: opResume, req: &noRequest, fresh: true, token: 5, boot: "b"},
 	} {
 		d := decoder{buf: bytesOf(commands[i])}
 		cmd, at := d.command(&before)
@@ -452,7 +454,7 @@ func TestStateChunks(t *testing.T) {
 	c := newCore(64)
 	now := Instant{1e9, 1_700_000_000e9}
 	for i := range 30_000 {
-		apply(c, command{op: opTry, req: Request{Class: Named, Name: fmt.Sprint("lock-", i), Timeout: time.Hour}}, now)
+		apply(c, command{op: opTry, req: &Request{Class: Named, Name: fmt.Sprint("lock-", i), Timeout: time.Hour}}, now)
 	}
 	chunks := stateOf(c)
 	require.Greater(t, len(chunks), 2)
@@ -548,7 +550,7 @@ func FuzzReplayLog(f *testing.F) {
 		require.NoError(t, again.checkInvariants())
 		again.apply(&command{op: opResume, fresh: true, boot: again.boot}, again.now, new(result))
 		for name := range again.names.byName {
-			again.apply(&command{op: opRelease, req: Request{Name: name}, how: Lost}, again.now, new(result))
+			again.apply(&command{op: opRelease, req: &Request{Name: name}, how: Lost}, again.now, new(result))
 		}
 		require.NoError(t, again.checkInvariants())
 		require.True(t, again.empty())

@@ -301,7 +301,7 @@ func (l *Local) ring() {
 
 // Try implements [Engine].
 func (l *Local) Try(req *Request) (Grant, error) {
-	res := l.do(&command{op: opTry, req: *req})
+	res := l.do(&command{op: opTry, req: req})
 	return res.grant, res.err
 }
 
@@ -311,7 +311,7 @@ func (l *Local) Wait(req *Request, done func(Grant, error)) (Grant, WaiterID, er
 	if claim := l.claim(req); claim != nil {
 		return l.waitAgain(claim, done)
 	}
-	cmd := command{op: opWait, req: *req, tell: done}
+	cmd := command{op: opWait, req: req, tell: done}
 	now, err := l.ready(&cmd)
 	if err != nil {
 		l.mu.Unlock()
@@ -337,7 +337,7 @@ func (l *Local) waits(cmd *command, res *result, now Instant) (Grant, WaiterID, 
 		res.grant, res.waiter = Grant{}, l.holdGrant(res.grant, cmd.tell)
 	}
 	if res.cycle != cycleNone && l.cycle != nil {
-		l.tell(tellCycle(l.cycle, cmd.req, res.err != nil))
+		l.tell(tellCycle(l.cycle, *cmd.req, res.err != nil))
 	} else {
 		l.settle()
 	}
@@ -376,22 +376,22 @@ func (l *Local) Cancel(id WaiterID, keepPlace bool) bool {
 
 // Unlock implements [Engine].
 func (l *Local) Unlock(req *Request) error {
-	return l.do(&command{op: opUnlock, req: *req}).err
+	return l.do(&command{op: opUnlock, req: req}).err
 }
 
 // DropOwner implements [Engine].
 func (l *Local) DropOwner(name string, owner Owner) {
-	l.do(&command{op: opDropOwner, req: Request{Name: name, Owner: owner}})
+	l.do(&command{op: opDropOwner, req: &Request{Name: name, Owner: owner}})
 }
 
 // DropHandle implements [Engine].
 func (l *Local) DropHandle(handle uint64) {
-	l.do(&command{op: opDropHandle, req: Request{Handle: handle}})
+	l.do(&command{op: opDropHandle, req: &Request{Handle: handle}})
 }
 
 // Release implements [Engine].
 func (l *Local) Release(name string, token uint64, how End) error {
-	return l.do(&command{op: opRelease, req: Request{Name: name}, token: token, how: how}).err
+	return l.do(&command{op: opRelease, req: &Request{Name: name}, token: token, how: how}).err
 }
 
 // Close implements [Engine]. Locks and watches are forgotten without a word.

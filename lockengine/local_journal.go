@@ -88,7 +88,7 @@ const (
 
 // room fails with ErrNoSpace if there is none to record a command that grows.
 func (l *Local) room(cmd *command) error {
-	r := &cmd.req
+	r := cmd.req
 	n := commandRoom + len(r.Name) + len(r.Guard) + len(r.Meta) + len(cmd.note)
 	if len(l.record.owed) == 0 && l.record.log.Room(n, l.core.reserve()) == nil {
 		return nil
@@ -99,7 +99,7 @@ func (l *Local) room(cmd *command) error {
 // seekRoom asks once more for room that there was none of, and says why.
 func (l *Local) seekRoom(cmd *command, n int) error {
 	err := l.roomFor(n)
-	if err != nil && cmd.op == opTry && normalize(&cmd.req) == nil && l.core.blocked(&cmd.req) {
+	if err != nil && cmd.op == opTry && normalize(cmd.req) == nil && l.core.blocked(cmd.req) {
 		return ErrHeld // as it would be with room
 	}
 	return err

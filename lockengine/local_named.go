@@ -7,7 +7,7 @@ import "time"
 func (l *Local) Renew(name string, token uint64, timeout time.Duration, extend bool, max time.Duration) (Grant, error) {
 	cmd := command{
 		op: opRenew, token: token, extend: extend, max: int64(max),
-		req: Request{Name: name, Timeout: timeout},
+		req: &Request{Name: name, Timeout: timeout},
 	}
 	res := l.do(&cmd)
 	return res.grant, res.err
@@ -15,13 +15,13 @@ func (l *Local) Renew(name string, token uint64, timeout time.Duration, extend b
 
 // SetNote implements [Engine]. Token 0 sets it whatever its token.
 func (l *Local) SetNote(name string, token uint64, note string) error {
-	return l.do(&command{op: opSetNote, req: Request{Name: name}, token: token, note: note}).err
+	return l.do(&command{op: opSetNote, req: &Request{Name: name}, token: token, note: note}).err
 }
 
 // Watch implements [Engine]. Token 0 watches the one held now.
 func (l *Local) Watch(name string, token uint64, done func(End)) (WatchID, error) {
 	l.mu.Lock()
-	cmd := command{op: opWatch, req: Request{Name: name}, token: token}
+	cmd := command{op: opWatch, req: &Request{Name: name}, token: token}
 	now, err := l.ready(&cmd)
 	if err != nil {
 		l.mu.Unlock()
@@ -64,7 +64,7 @@ func (l *Local) Unwatch(id WatchID) bool {
 
 // Detach implements [Engine].
 func (l *Local) Detach(name string, token uint64) error {
-	return l.do(&command{op: opDetach, req: Request{Name: name}, token: token}).err
+	return l.do(&command{op: opDetach, req: &Request{Name: name}, token: token}).err
 }
 
 // OnDeadlock has done called for each request that closes a cycle: refused with

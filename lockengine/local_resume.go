@@ -273,9 +273,9 @@ func (l *Local) unclaimed() (cmds []command) {
 // undo is the command that gives back what was granted.
 func (c *claim) undo() command {
 	if c.req.Class == Named {
-		return command{op: opRelease, req: Request{Name: c.req.Name}, token: c.grant.Token, how: Lost}
+		return command{op: opRelease, req: &Request{Name: c.req.Name}, token: c.grant.Token, how: Lost}
 	}
-	return command{op: opUnlock, req: c.req}
+	return command{op: opUnlock, req: &c.req}
 }
 
 // NamedHandles lists the handles with which named locks go, in order.

@@ -22,7 +22,7 @@ const tokenSpan = uint64(time.Hour / time.Microsecond)
 // mayGive is how many tokens the command may give out.
 func (l *Local) mayGive(cmd *command) uint64 {
 	n := uint64(l.core.stats.Waiting[Named])
-	if cmd.req.Class == Named && (cmd.op == opTry || cmd.op == opWait) {
+	if (cmd.op == opTry || cmd.op == opWait) && cmd.req.Class == Named {
 		n++
 	}
 	return n

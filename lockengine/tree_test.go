@@ -165,7 +165,7 @@ func TestManyRanges(t *testing.T) {
 	for i := range 40_000 {
 		me, mode := rnd.IntN(owners), Shared+Mode(rnd.IntN(2))
 		r := at(rnd.Uint64N(size-16), 1+rnd.Uint64N(6))
-		cmd := command{op: opTry, req: Request{Class: Record, Name: "f", Owner: Owner{1, uint64(me)}, Mode: mode, Range: r}}
+		cmd := command{op: opTry, req: &Request{Class: Record, Name: "f", Owner: Owner{1, uint64(me)}, Mode: mode, Range: r}}
 		want := error(nil)
 		switch unlock := rnd.IntN(16) < 2+i/2000%8; {
 		case unlock:
