@@ -81,19 +81,64 @@ func NewLocal(cfg Config) (*Local, error) {
 // what was granted.
 func (l *Local) limit() { l.core.quota.max, l.core.quota.root = l.maxPerUser, l.limitRoot }
 
-// do applies one command and tells whoever it concerns.
-func (l *Local) do(cmd *command) (res result) {
+// do applies one command, which comes to res, the zero result before, and tells
+// whoever it concerns.
+func (l *Local) do(cmd *command, res *result) {
 	l.mu.Lock()
-	now, err := l.ready(cmd)
-	if err != nil {
+	now, ok := l.clock.Now(), true
+	switch {
+	case l.closed || len(l.replay.byKey) > 0 || l.mayGive(cmd) > 0:
+		now, ok = l.prepare(cmd, res)
+	case cmd.op.grows() && l.record.log != nil:
+		res.err = l.room(cmd)
+		ok = res.err == nil
+	}
+	if !ok {
 		l.mu.Unlock()
-		return result{err: err}
+		return
 	}
-	l.apply(cmd, now, &res)
-	if !l.syncs(cmd, res.err) {
+	l.apply(cmd, now, res)
+	if l.syncGrants || res.cycle != cycleNone || res.ask != nil {
+		l.finish(cmd, res, now)
+		return
+	}
+	l.settle()
+}
+
+// prepare says whether the command is to be done, and when: if not, res is what
+// it comes to.
+func (l *Local) prepare(cmd *command, res *result) (now Instant, ok bool) {
+	if cmd.op == opWait && l.claim(cmd, res) {
+		return now, false
+	}
+	now, res.err = l.ready(cmd)
+	return now, res.err == nil
+}
+
+// finish is the end of do, for what is not over yet and what is told later.
+func (l *Local) finish(cmd *command, res *result, now Instant) {
+	for res.ask != nil {
+		l.apply(&command{op: opClassify, kinds: l.answer(res.ask)}, now, new(result))
+		*res = result{}
+		l.apply(cmd, now, res)
+	}
+	switch {
+	case res.waiter != 0 || !l.syncs(cmd, res.err):
+	case cmd.op == opWait:
+		res.grant, res.waiter = Grant{}, l.holdGrant(res.grant, cmd.tell)
+	default:
+		l.finishSynced(cmd, res)
+		return
+	}
+	if res.cycle != cycleNone && l.cycle != nil {
+		l.tell(tellCycle(l.cycle, *cmd.req, res.err != nil))
+	} else {
 		l.settle()
-		return res
 	}
+}
+
+// finishSynced is finish of what is told when it is on disk, to its caller.
+func (l *Local) finishSynced(cmd *command, res *result) {
 	synced := make(chan error, 1)
 	l.hold(func(err error) { synced <- err })
 	l.settle()
@@ -101,9 +146,8 @@ func (l *Local) do(cmd *command) (res result) {
 		if cmd.op == opTry {
 			l.lose(res.grant.Token)
 		}
-		return result{err: err}
+		*res = result{err: err}
 	}
-	return res
 }
 
 // ready says whether the command can be done, and when it is. The mutex may be
@@ -150,10 +194,13 @@ func (l *Local) apply(cmd *command, now Instant, res *result) {
 	if res.err == ErrQuota {
 		// Time alone made the change. Nothing is refused in a replay, so that
 		// must not see the request.
-		cmd = &command{op: opTick}
+		cmd = &tick
 	}
 	l.record.command(cmd, l.core.now)
 }
+
+// tick only lets time pass.
+var tick = command{op: opTick}
 
 // look lets time pass, so that nothing that ended is seen, and then looks.
 func (l *Local) look(f func(*core)) {
@@ -164,26 +211,22 @@ func (l *Local) look(f func(*core)) {
 }
 
 func (l *Local) tick() {
-	cmd := command{op: opTick}
-	if now, err := l.ready(&cmd); err == nil {
-		l.apply(&cmd, now, new(result))
+	if now, err := l.ready(&tick); err == nil {
+		l.apply(&tick, now, new(result))
 	}
 }
 
 // settle ends every method: it sets the alarm, unlocks the mutex, and then
 // calls back, in the order in which the core completed.
 func (l *Local) settle() {
-	if len(l.core.done)+len(l.readers) > 0 || l.core.gave {
+	if len(l.core.done)+len(l.readers) > 0 || l.core.gave || l.core.timed() {
 		l.tell()
 		return
-	}
-	if l.core.timed() {
-		l.setAlarm()
 	}
 	l.mu.Unlock()
 }
 
-// tell is settle when somebody may be due, who is called after who is earlier.
+// tell is settle when something may be due, which is called after what is earlier.
 func (l *Local) tell(earlier ...outcome) {
 	l.setAlarm()
 	if l.core.gave {
@@ -301,46 +344,15 @@ func (l *Local) ring() {
 
 // Try implements [Engine].
 func (l *Local) Try(req *Request) (Grant, error) {
-	res := l.do(&command{op: opTry, req: req})
+	var res result
+	l.do(&command{op: opTry, req: req}, &res)
 	return res.grant, res.err
 }
 
 // Wait implements [Engine].
 func (l *Local) Wait(req *Request, done func(Grant, error)) (Grant, WaiterID, error) {
-	l.mu.Lock()
-	if claim := l.claim(req); claim != nil {
-		return l.waitAgain(claim, done)
-	}
-	cmd := command{op: opWait, req: req, tell: done}
-	now, err := l.ready(&cmd)
-	if err != nil {
-		l.mu.Unlock()
-		return Grant{}, 0, err
-	}
 	var res result
-	l.apply(&cmd, now, &res)
-	if res.waiter == 0 && res.ask == nil && res.cycle == cycleNone && !l.syncs(&cmd, res.err) {
-		l.settle()
-		return res.grant, 0, res.err
-	}
-	return l.waits(&cmd, &res, now)
-}
-
-// waits goes on with a Wait that is not over yet.
-func (l *Local) waits(cmd *command, res *result, now Instant) (Grant, WaiterID, error) {
-	for res.ask != nil {
-		l.apply(&command{op: opClassify, kinds: l.answer(res.ask)}, now, new(result))
-		*res = result{}
-		l.apply(cmd, now, res)
-	}
-	if res.waiter == 0 && l.syncs(cmd, res.err) {
-		res.grant, res.waiter = Grant{}, l.holdGrant(res.grant, cmd.tell)
-	}
-	if res.cycle != cycleNone && l.cycle != nil {
-		l.tell(tellCycle(l.cycle, *cmd.req, res.err != nil))
-	} else {
-		l.settle()
-	}
+	l.do(&command{op: opWait, req: req, tell: done}, &res)
 	return res.grant, res.waiter, res.err
 }
 
@@ -361,37 +373,36 @@ func (l *Local) answer(ask []question) []ownerKind {
 
 // Cancel implements [Engine].
 func (l *Local) Cancel(id WaiterID, keepPlace bool) bool {
-	l.mu.Lock()
-	cmd := command{op: opCancel, waiter: id, keep: keepPlace}
-	now, err := l.ready(&cmd)
-	if err != nil {
-		l.mu.Unlock()
-		return false
-	}
 	var res result
-	l.apply(&cmd, now, &res)
-	l.settle()
+	l.do(&command{op: opCancel, waiter: id, keep: keepPlace}, &res)
 	return res.ok
 }
 
 // Unlock implements [Engine].
 func (l *Local) Unlock(req *Request) error {
-	return l.do(&command{op: opUnlock, req: req}).err
+	return l.change(&command{op: opUnlock, req: req})
 }
 
 // DropOwner implements [Engine].
 func (l *Local) DropOwner(name string, owner Owner) {
-	l.do(&command{op: opDropOwner, req: &Request{Name: name, Owner: owner}})
+	l.do(&command{op: opDropOwner, req: &Request{Name: name, Owner: owner}}, new(result))
 }
 
 // DropHandle implements [Engine].
 func (l *Local) DropHandle(handle uint64) {
-	l.do(&command{op: opDropHandle, req: &Request{Handle: handle}})
+	l.do(&command{op: opDropHandle, req: &Request{Handle: handle}}, new(result))
 }
 
 // Release implements [Engine].
 func (l *Local) Release(name string, token uint64, how End) error {
-	return l.do(&command{op: opRelease, req: &Request{Name: name}, token: token, how: how}).err
+	return l.change(&command{op: opRelease, req: &Request{Name: name}, token: token, how: how})
+}
+
+// change is do of what only succeeds or fails.
+func (l *Local) change(cmd *command) error {
+	var res result
+	l.do(cmd, &res)
+	return res.err
 }
 
 // Close implements [Engine]. Locks and watches are forgotten without a word.

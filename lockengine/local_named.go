@@ -9,13 +9,14 @@ func (l *Local) Renew(name string, token uint64, timeout time.Duration, extend b
 		op: opRenew, token: token, extend: extend, max: int64(max),
 		req: &Request{Name: name, Timeout: timeout},
 	}
-	res := l.do(&cmd)
+	var res result
+	l.do(&cmd, &res)
 	return res.grant, res.err
 }
 
 // SetNote implements [Engine]. Token 0 sets it whatever its token.
 func (l *Local) SetNote(name string, token uint64, note string) error {
-	return l.do(&command{op: opSetNote, req: &Request{Name: name}, token: token, note: note}).err
+	return l.change(&command{op: opSetNote, req: &Request{Name: name}, token: token, note: note})
 }
 
 // Watch implements [Engine]. Token 0 watches the one held now.
@@ -64,7 +65,7 @@ func (l *Local) Unwatch(id WatchID) bool {
 
 // Detach implements [Engine].
 func (l *Local) Detach(name string, token uint64) error {
-	return l.do(&command{op: opDetach, req: &Request{Name: name}, token: token}).err
+	return l.change(&command{op: opDetach, req: &Request{Name: name}, token: token})
 }
 
 // OnDeadlock has done called for each request that closes a cycle: refused with

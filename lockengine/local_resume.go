@@ -162,32 +162,28 @@ func (l *Local) expectClaims() {
 	}
 }
 
-// claim returns what the request has waited for since before the restart, nil
-// if nothing. It is claimed once.
-func (l *Local) claim(req *Request) *claim {
+// claim reports whether the request has waited since before the restart: then
+// it goes on with that, and res is what it came to. It is claimed once.
+func (l *Local) claim(cmd *command, res *result) bool {
+	req := cmd.req
 	c := l.replay.byKey[req.Key]
 	if c == nil || l.closed || c.req.Class != req.Class || c.req.Name != req.Name || c.req.Owner != req.Owner {
-		return nil
+		return false
 	}
 	delete(l.replay.byKey, req.Key)
 	delete(l.replay.byID, c.id)
-	if !c.decided && l.core.waiters[c.id] == nil {
-		return nil // it was canceled
-	}
-	return c
-}
-
-// waitAgain is Wait for a request that was claimed.
-func (l *Local) waitAgain(c *claim, done func(Grant, error)) (Grant, WaiterID, error) {
-	defer l.mu.Unlock()
+	w := l.core.waiters[c.id]
 	switch {
-	case !c.decided:
-		l.core.waiters[c.id].tell = done
-		return Grant{}, c.id, nil
-	case l.syncGrants && c.grant.Expiry != Instant{}:
-		return Grant{}, l.holdGrant(c.grant, done), nil
+	case c.decided && l.syncGrants && c.grant.Expiry != Instant{}:
+		res.waiter = l.holdGrant(c.grant, cmd.tell)
+	case c.decided:
+		res.grant, res.err = c.grant, c.err
+	case w == nil:
+		return false // it was canceled
+	default:
+		w.tell, res.waiter = cmd.tell, c.id
 	}
-	return c.grant, 0, c.err
+	return true
 }
 
 // Rewatch gives a watch of before the restart its callback again, and reports
@@ -234,7 +230,6 @@ func (l *Local) unexpected(keys map[uint64]bool) (ids []WaiterID) {
 // given back if it was granted since.
 func (l *Local) Claimed() {
 	l.mu.Lock()
-	tick := command{op: opTick}
 	now, err := l.ready(&tick)
 	if err != nil {
 		l.mu.Unlock()

@@ -17,15 +17,15 @@ func (l *Local) GetToken(token uint64) (lock Lock, found bool) {
 
 // SetStart implements [Engine].
 func (l *Local) SetStart(name string, token uint64, start int64, max time.Duration) error {
-	return l.do(&command{op: opSetStart, req: &Request{Name: name}, token: token, second: start, max: int64(max)}).err
+	return l.change(&command{op: opSetStart, req: &Request{Name: name}, token: token, second: start, max: int64(max)})
 }
 
 // SetSpan implements [Engine].
 func (l *Local) SetSpan(name string, token uint64, span int64, max time.Duration) error {
-	return l.do(&command{op: opSetSpan, req: &Request{Name: name}, token: token, second: span, max: int64(max)}).err
+	return l.change(&command{op: opSetSpan, req: &Request{Name: name}, token: token, second: span, max: int64(max)})
 }
 
 // SetHolder implements [Engine].
 func (l *Local) SetHolder(name string, token uint64, uid, gid uint32) error {
-	return l.do(&command{op: opSetHolder, req: &Request{Name: name, Who: Who{UID: uid, GID: gid}}, token: token}).err
+	return l.change(&command{op: opSetHolder, req: &Request{Name: name, Who: Who{UID: uid, GID: gid}}, token: token})
 }
