@@ -175,8 +175,9 @@ func newCore(eventLog int) *core {
 
 // apply brings the state to now and then does the command, which comes to res,
 // the zero result before. It is the only way to change the state. What it
-// completes is appended to c.done.
-func (c *core) apply(cmd *command, now Instant, res *result) {
+// completes is appended to c.done. It returns the command that makes the same of
+// the state before: nil if nothing was changed.
+func (c *core) apply(cmd *command, now Instant, res *result) *command {
 	before := c.changes
 	if cmd.op == opResume {
 		if c.cut != nil {
@@ -189,10 +190,18 @@ func (c *core) apply(cmd *command, now Instant, res *result) {
 	if len(c.shrunk)+len(c.ready) > 0 {
 		c.wake()
 	}
-	if c.changes != before {
-		c.known = c.now.Boot
+	if c.changes == before {
+		return nil
 	}
+	c.known = c.now.Boot
+	if res.err == ErrQuota {
+		return &tick // nothing is refused in a replay, so that must not see the request
+	}
+	return cmd
 }
+
+// tick only lets time pass.
+var tick = command{op: opTick}
 
 func (c *core) do(cmd *command, res *result) {
 	switch cmd.op {

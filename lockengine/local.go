@@ -25,6 +25,7 @@ type Local struct {
 	reader  WatchID                         // GUARDED_BY(mu): the last one given out
 	alarm   int64                           // GUARDED_BY(mu): when it is set for, by Boot; 0: not set
 	closed  bool                            // GUARDED_BY(mu)
+	rare    bool                            // GUARDED_BY(mu): see setRare
 	expired func(name string, token uint64) // GUARDED_BY(mu); nil: nobody wants to know
 	cycle   func(req Request, refused bool) // GUARDED_BY(mu); nil: nobody wants to know
 	record  recorder                        // GUARDED_BY(mu)
@@ -74,6 +75,7 @@ func NewLocal(cfg Config) (*Local, error) {
 	if cfg.Log == nil {
 		l.limit()
 	}
+	l.setRare()
 	return l, nil
 }
 
@@ -81,38 +83,45 @@ func NewLocal(cfg Config) (*Local, error) {
 // what was granted.
 func (l *Local) limit() { l.core.quota.max, l.core.quota.root = l.maxPerUser, l.limitRoot }
 
+// setRare says when each command needs more than most do.
+func (l *Local) setRare() {
+	l.rare = l.closed || l.record.log == nil || l.syncGrants || len(l.replay.byKey) > 0
+}
+
 // do applies one command, which comes to res, the zero result before, and tells
 // whoever it concerns.
 func (l *Local) do(cmd *command, res *result) {
 	l.mu.Lock()
-	now, ok := l.clock.Now(), true
-	switch {
-	case l.closed || len(l.replay.byKey) > 0 || l.mayGive(cmd) > 0:
-		now, ok = l.prepare(cmd, res)
-	case cmd.op.grows() && l.record.log != nil:
-		res.err = l.room(cmd)
-		ok = res.err == nil
+	now := l.clock.Now()
+	if l.rare || l.mayGive(cmd) > 0 || cmd.op.grows() && l.room(cmd) != nil {
+		l.doRare(cmd, res)
+		return
 	}
-	if !ok {
+	change := l.core.apply(cmd, now, res)
+	l.record.command(change, l.core.now)
+	switch {
+	case res.cycle != cycleNone || res.ask != nil:
+		l.finish(cmd, res, now)
+	case l.owes():
+		l.tell()
+	default:
+		l.mu.Unlock()
+	}
+}
+
+// doRare is do of a command that may have to wait, or may not be done at all.
+func (l *Local) doRare(cmd *command, res *result) {
+	if cmd.op == opWait && l.claim(cmd, res) {
+		l.mu.Unlock()
+		return
+	}
+	var now Instant
+	if now, res.err = l.ready(cmd); res.err != nil {
 		l.mu.Unlock()
 		return
 	}
 	l.apply(cmd, now, res)
-	if l.syncGrants || res.cycle != cycleNone || res.ask != nil {
-		l.finish(cmd, res, now)
-		return
-	}
-	l.settle()
-}
-
-// prepare says whether the command is to be done, and when: if not, res is what
-// it comes to.
-func (l *Local) prepare(cmd *command, res *result) (now Instant, ok bool) {
-	if cmd.op == opWait && l.claim(cmd, res) {
-		return now, false
-	}
-	now, res.err = l.ready(cmd)
-	return now, res.err == nil
+	l.finish(cmd, res, now)
 }
 
 // finish is the end of do, for what is not over yet and what is told later.
@@ -186,21 +195,9 @@ func (l *Local) ready(cmd *command) (Instant, error) {
 // apply applies a command, which comes to res, and records it if it changed
 // anything.
 func (l *Local) apply(cmd *command, now Instant, res *result) {
-	before := l.core.changes
-	l.core.apply(cmd, now, res)
-	if l.core.changes == before {
-		return
-	}
-	if res.err == ErrQuota {
-		// Time alone made the change. Nothing is refused in a replay, so that
-		// must not see the request.
-		cmd = &tick
-	}
-	l.record.command(cmd, l.core.now)
+	change := l.core.apply(cmd, now, res)
+	l.record.command(change, l.core.now)
 }
-
-// tick only lets time pass.
-var tick = command{op: opTick}
 
 // look lets time pass, so that nothing that ended is seen, and then looks.
 func (l *Local) look(f func(*core)) {
@@ -219,11 +216,16 @@ func (l *Local) tick() {
 // settle ends every method: it sets the alarm, unlocks the mutex, and then
 // calls back, in the order in which the core completed.
 func (l *Local) settle() {
-	if len(l.core.done)+len(l.readers) > 0 || l.core.gave || l.core.timed() {
+	if l.owes() {
 		l.tell()
 		return
 	}
 	l.mu.Unlock()
+}
+
+// owes says whether something is due, or may be later.
+func (l *Local) owes() bool {
+	return len(l.core.done)+len(l.readers) > 0 || l.core.gave || l.core.timed()
 }
 
 // tell is settle when something may be due, which is called after what is earlier.
@@ -414,6 +416,7 @@ func (l *Local) Close() error {
 	}
 	l.apply(&command{op: opClose}, l.clock.Now(), new(result))
 	l.closed = true
+	l.setRare()
 	if l.tokens.refresh != nil {
 		l.tokens.refresh.Stop()
 	}

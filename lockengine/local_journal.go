@@ -25,9 +25,9 @@ type recorder struct {
 }
 
 // command records a command. If that fails it is kept, and appended before
-// anything else is, so that the order stays.
+// anything else is, so that the order stays. nil is none.
 func (r *recorder) command(cmd *command, at Instant) {
-	if r.log == nil {
+	if r.log == nil || cmd == nil {
 		return
 	}
 	r.enc.command(cmd, at, &r.told)

@@ -160,6 +160,7 @@ func (l *Local) expectClaims() {
 			l.replay.byKey[w.req.Key] = c
 		}
 	}
+	l.setRare()
 }
 
 // claim reports whether the request has waited since before the restart: then
@@ -241,6 +242,7 @@ func (l *Local) Claimed() {
 		l.apply(&cmd, now, new(result))
 	}
 	l.replay = replayed{closed: true}
+	l.setRare()
 	l.tell(calls...)
 }
 
