@@ -145,7 +145,7 @@ func (d *fuseDevice) wait() {
 	if d.idle > 0 {
 		runtime.Gosched() // who became ready here meanwhile goes first
 	}
-	n, _, _ := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), uintptr(len(p)), 0, 0, 0, 0)
+	n, _, _ := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), uintptr(len(p)), 0, 0, 0, 0)
 	if n != 1 {
 		d.idle++
 	}

@@ -47,11 +47,16 @@ func errnoFor(err error) syscall.Errno {
 	return syscall.EIO
 }
 
-// lockRequest translates fcntl(2) and flock(2) requests of the kernel. The
-// result is good until the next: the reader alone calls it.
-func (s *Server) lockRequest(in *fuse.LkIn, key string) *lockengine.Request {
+// lockFile handles SETLK, SETLKW and GETLK: fcntl(2) and flock(2). A request that
+// waits is answered when the lock is handed over; nothing blocks meanwhile.
+func (s *Server) lockFile(in *fuse.LkIn) {
+	key, ok := s.files.LockKey(in.NodeId)
+	if !ok {
+		s.dev.replyError(in.Unique, syscall.ENOLCK) // synthetic files cannot be locked
+		return
+	}
 	req := &s.lock
-	req.Class, req.Range = lockengine.Record, lockengine.Range{Start: in.Lk.Start, End: min(in.Lk.End, lockengine.MaxEnd-1) + 1}
+	req.Class = lockengine.Record
 	if in.LkFlags&fuse.LK_FLOCK != 0 {
 		req.Class = lockengine.Flock
 	}
@@ -61,31 +66,21 @@ func (s *Server) lockRequest(in *fuse.LkIn, key string) *lockengine.Request {
 	if in.Lk.Typ == syscall.F_RDLCK {
 		req.Mode = lockengine.Shared
 	}
+	req.Range = lockengine.Range{Start: in.Lk.Start, End: min(in.Lk.End, lockengine.MaxEnd-1) + 1}
 	req.Handle = in.Fh
 	req.Who = lockengine.Who{PID: int32(in.Lk.Pid), TID: int32(in.Pid), UID: in.Uid, GID: in.Gid}
 	req.Key = 0
-	if in.Opcode == opSetlkw {
-		req.Key = requestID(in.Unique)
-	}
-	return req
-}
-
-// setlk handles SETLK and SETLKW. A request that waits is answered when the
-// lock is handed over; nothing blocks meanwhile.
-func (s *Server) setlk(in *fuse.LkIn) {
-	key, ok := s.files.LockKey(in.NodeId)
-	if !ok {
-		s.dev.replyError(in.Unique, syscall.ENOLCK) // synthetic files cannot be locked
-		return
-	}
-	req := s.lockRequest(in, key)
 	var err error
 	switch {
+	case in.Opcode == opGetlk:
+		s.getlk(in, req)
+		return
 	case in.Lk.Typ == syscall.F_UNLCK: // flock(2) sends it as SETLKW
 		err = s.engine.Unlock(req)
 	case in.Opcode == opSetlk:
 		_, err = s.engine.Try(req)
 	default:
+		req.Key = requestID(in.Unique)
 		w := s.waitFor(in.Unique, nil)
 		var waiter lockengine.WaiterID
 		if _, waiter, err = s.engine.Wait(req, w.decide); waiter != 0 {
@@ -186,19 +181,14 @@ func (w *lockWait) decided(g lockengine.Grant, err error) {
 
 // getlk handles GETLK. F_OFD_GETLK lets F_UNLCK through, which asks for the
 // caller's own locks; the pid of another's is 0 where it is not known.
-func (s *Server) getlk(in *fuse.LkIn) {
-	key, ok := s.files.LockKey(in.NodeId)
-	if !ok {
-		s.dev.replyError(in.Unique, syscall.ENOLCK)
-		return
-	}
+func (s *Server) getlk(in *fuse.LkIn, req *lockengine.Request) {
 	test := s.engine.Test
 	if in.Lk.Typ == syscall.F_UNLCK {
 		test = s.engine.TestOwn
 	}
 	out := fuse.LkOut{Lk: in.Lk}
 	out.Lk.Typ = syscall.F_UNLCK
-	if l, found := test(s.lockRequest(in, key)); found {
+	if l, found := test(req); found {
 		out.Lk = fuse.FileLock{Start: l.Range.Start, End: l.Range.End - 1, Typ: syscall.F_WRLCK, Pid: uint32(l.Who.PID)}
 		if l.Mode == lockengine.Shared {
 			out.Lk.Typ = syscall.F_RDLCK

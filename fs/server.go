@@ -88,26 +88,26 @@ type Config struct {
 
 // Server serves one mount.
 type Server struct {
-	cfg      Config
 	engine   lockengine.Engine
-	host     host
 	dev      device
-	protocol *fuse.ProtocolServer
 	files    *files.FS
+	lock     lockengine.Request // the reader's, for the next request about a lock
+	nextWait *lockWait          // the reader's, for the next request that may wait
+	cfg      Config
+	host     host
+	protocol *fuse.ProtocolServer
 	log      *slog.Logger
 	started  lockengine.Instant
 
-	dynamic  dynamicNodes
-	handles  handles
-	parking  parking
-	nextWait *lockWait          // the reader's, for the next request that may wait
-	lock     lockengine.Request // the reader's, for the next request about a lock
-	shares   shares
-	renders  turns
-	looks    turns // into directories: others may wait in the kernel for who looks, so no share is asked for
-	events   followers
-	removed  removals
-	notices  *notices
+	dynamic dynamicNodes
+	handles handles
+	parking parking
+	shares  shares
+	renders turns
+	looks   turns // into directories: others may wait in the kernel for who looks, so no share is asked for
+	events  followers
+	removed removals
+	notices *notices
 
 	instance   instance
 	intents    intents
@@ -257,7 +257,7 @@ func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte, do
 	if lk == nil || lk.Opcode != opSetlk && lk.Opcode != opSetlkw || isResent(lk.Unique) {
 		return s.serve(in, n, out, done)
 	}
-	s.setlk(lk)
+	s.lockFile(lk)
 	return true
 }
 
@@ -355,14 +355,9 @@ func request[T any](in []byte) *T {
 // and reports whether this was one.
 func (s *Server) waits(h *fuse.InHeader, in []byte) bool {
 	switch h.Opcode {
-	case opSetlk, opSetlkw:
+	case opSetlk, opSetlkw, opGetlk:
 		if lk := request[fuse.LkIn](in); lk != nil {
-			s.setlk(lk)
-			return true
-		}
-	case opGetlk:
-		if lk := request[fuse.LkIn](in); lk != nil {
-			s.getlk(lk)
+			s.lockFile(lk)
 			return true
 		}
 	case opInterrupt:

@@ -93,7 +93,7 @@ func (l *Local) setRare() {
 func (l *Local) do(cmd *command, res *result) {
 	l.mu.Lock()
 	now := l.clock.Now()
-	if l.rare || l.mayGive(cmd) > 0 || cmd.op.grows() && l.room(cmd) != nil {
+	if l.rare || l.core.stats.Waiting[Named] > 0 || cmd.op.grows() && (cmd.req.Class == Named || l.room(cmd) != nil) {
 		l.doRare(cmd, res)
 		return
 	}
