@@ -96,8 +96,8 @@ type lockWait struct {
 	parked
 	s    *Server
 	done func(lockengine.Grant, error) // answers; nil: with the errno
-	// decide is the method decided, which would be allocated at each use. It is
-	// for Engine.Wait.
+	// decide is called when the wait is over, unless it was canceled. It is for
+	// Engine.Wait.
 	decide func(lockengine.Grant, error)
 	state  waitState // GUARDED_BY(parking.mu)
 }
@@ -113,7 +113,16 @@ const (
 
 func (s *Server) newLockWait() *lockWait {
 	w := &lockWait{s: s}
-	w.decide = w.decided
+	w.decide = func(g lockengine.Grant, err error) {
+		unique, done := w.unique, w.done // w may be another request's soon
+		switch {
+		case !w.over():
+		case done == nil:
+			s.dev.replyError(unique, errnoOf(err))
+		default:
+			done(g, err)
+		}
+	}
 	return w
 }
 
@@ -151,32 +160,26 @@ func (w *lockWait) park(waiter lockengine.WaiterID) (waited time.Duration) {
 	return 0
 }
 
+// over ends a wait that was decided, and reports whether its request is to be
+// answered.
+func (w *lockWait) over() bool {
+	p, answer := &w.s.parking, true
+	p.mu.Lock()
+	if w.state == waitAsked {
+		w.state = waitDecided
+	} else if answer = p.unpark(w.unique); answer {
+		w.state, w.done, p.spare = waitAsked, nil, w
+	}
+	p.mu.Unlock()
+	return answer
+}
+
 func (s *Server) waitedBefore(waiter lockengine.WaiterID) time.Duration {
 	since, ok := s.keeper().WaitsSince(waiter)
 	if !ok {
 		return 0
 	}
 	return time.Duration(s.now().Boot - since.Boot)
-}
-
-// decided is called when the wait is over, unless it was canceled.
-func (w *lockWait) decided(g lockengine.Grant, err error) {
-	s, unique, done := w.s, w.unique, w.done // w may be another request's soon
-	s.parking.mu.Lock()
-	waits := true
-	if w.state == waitAsked {
-		w.state = waitDecided
-	} else if waits = s.parking.unpark(unique); waits {
-		w.state, w.done, s.parking.spare = waitAsked, nil, w
-	}
-	s.parking.mu.Unlock()
-	switch {
-	case !waits:
-	case done == nil:
-		s.dev.replyError(unique, errnoOf(err))
-	default:
-		done(g, err)
-	}
 }
 
 // getlk handles GETLK. F_OFD_GETLK lets F_UNLCK through, which asks for the

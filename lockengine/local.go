@@ -230,14 +230,21 @@ func (l *Local) owes() bool {
 
 // tell is settle when something may be due, which is called after what is earlier.
 func (l *Local) tell(earlier ...outcome) {
-	l.setAlarm()
+	if l.core.timed() {
+		l.setAlarm()
+	}
 	if l.core.gave {
 		l.core.gave = false
 		go debug.FreeOSMemory()
 	}
-	if len(l.core.done) == 1 && len(l.readers)+len(earlier) == 0 {
-		l.tellOne() // as most are: nothing is allocated for it
-		return
+	if len(l.core.done) == 1 && len(l.readers)+len(earlier) == 0 && !l.syncGrants {
+		if d := &l.core.done[0]; d.tell != nil { // as most are: nothing is allocated for it
+			tell, grant, err := d.tell, d.grant, d.err
+			d.tell, l.core.done = nil, l.core.done[:0]
+			l.mu.Unlock()
+			tell(grant, err)
+			return
+		}
 	}
 	due := l.due(nil)
 	l.mu.Unlock()
@@ -247,13 +254,6 @@ func (l *Local) tell(earlier ...outcome) {
 	for i := range due {
 		due[i].tell()
 	}
-}
-
-func (l *Local) tellOne() {
-	o := l.outcome(&l.core.done[0])
-	l.core.taken()
-	l.mu.Unlock()
-	o.tell()
 }
 
 // outcome is who is to be called back, and with what.
