@@ -3,7 +3,6 @@ package fs
 import (
 	"errors"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -137,10 +136,9 @@ func (s *Server) waitFor(unique uint64, done func(lockengine.Grant, error)) *loc
 }
 
 // park parks the request, so that it can be interrupted, unless it has been
-// decided already: then it is answered, since nobody else knew of it. It returns
-// for how long the request has waited already, with the process before this one.
-func (w *lockWait) park(waiter lockengine.WaiterID) (waited time.Duration) {
-	s, unique, next := w.s, w.unique, w
+// decided already: then it is answered, since nobody else knew of it.
+func (w *lockWait) park(waiter lockengine.WaiterID) {
+	s, next := w.s, w
 	s.parking.mu.Lock()
 	if w.state == waitDecided {
 		w.state = waitAsked
@@ -154,10 +152,6 @@ func (w *lockWait) park(waiter lockengine.WaiterID) (waited time.Duration) {
 		next = s.newLockWait()
 	}
 	s.nextWait = next
-	if isResent(unique) {
-		return s.waitedBefore(waiter)
-	}
-	return 0
 }
 
 // over ends a wait that was decided, and reports whether its request is to be
@@ -172,14 +166,6 @@ func (w *lockWait) over() bool {
 	}
 	p.mu.Unlock()
 	return answer
-}
-
-func (s *Server) waitedBefore(waiter lockengine.WaiterID) time.Duration {
-	since, ok := s.keeper().WaitsSince(waiter)
-	if !ok {
-		return 0
-	}
-	return time.Duration(s.now().Boot - since.Boot)
 }
 
 // getlk handles GETLK. F_OFD_GETLK lets F_UNLCK through, which asks for the

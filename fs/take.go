@@ -61,10 +61,23 @@ func (s *Server) openTake(n node, in fuse.OpenIn) {
 		granted(g, err)
 		return
 	}
-	waited := wait.park(waiter)
+	wait.park(waiter)
 	if w.bounded {
-		s.timeOut(unique, w.wait-waited)
+		s.timeOut(unique, w.wait-s.waited(unique, waiter))
 	}
+}
+
+// waited is for how long a request has waited already, with the process before
+// this one.
+func (s *Server) waited(unique uint64, waiter lockengine.WaiterID) time.Duration {
+	if !isResent(unique) {
+		return 0
+	}
+	since, ok := s.keeper().WaitsSince(waiter)
+	if !ok {
+		return 0
+	}
+	return time.Duration(s.now().Boot - since.Boot)
 }
 
 // takeRequest makes a request of the name opened and the caller.
