@@ -83,13 +83,15 @@ func NewLocal(cfg Config) (*Local, error) {
 // what was granted.
 func (l *Local) limit() { l.core.quota.max, l.core.quota.root = l.maxPerUser, l.limitRoot }
 
-// setRare says when each command needs more than most do.
+// setRare is called when one of these changes: with any of them each command
+// takes the long way of doRare.
 func (l *Local) setRare() {
 	l.rare = l.closed || l.record.log == nil || l.syncGrants || len(l.replay.byKey) > 0
 }
 
 // do applies one command, which comes to res, the zero result before, and tells
-// whoever it concerns.
+// whoever it concerns. What a lock costs is how much code it runs through here:
+// so what most need not have is elsewhere, and apply is written out.
 func (l *Local) do(cmd *command, res *result) {
 	l.mu.Lock()
 	now := l.clock.Now()
@@ -109,7 +111,8 @@ func (l *Local) do(cmd *command, res *result) {
 	}
 }
 
-// doRare is do of a command that may have to wait, or may not be done at all.
+// doRare is do when there may be a claim, or no room, or tokens are to be
+// reserved, or the engine is such that there is more to look after.
 func (l *Local) doRare(cmd *command, res *result) {
 	if cmd.op == opWait && l.claim(cmd, res) {
 		l.mu.Unlock()
