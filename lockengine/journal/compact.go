@@ -106,8 +106,8 @@ func (c *Compaction) ready() error {
 // Add adds a record to the snapshot.
 func (c *Compaction) Add(kind uint8, data []byte) error {
 	err := c.ready()
-	if err == nil && !valid(kind, data) {
-		err = invalid(kind)
+	if err == nil {
+		err = valid(kind, data)
 	}
 	if err == nil {
 		err = c.snapshot.add(kind, data)
@@ -155,8 +155,8 @@ func (j *Journal) replaced(c *Compaction) {
 	j.mu.Lock()
 	old := j.old
 	j.old, j.compacting, c.done = nil, false, true
-	j.due = uint64(c.snapshot.off) + slack
-	j.stats.Snapshot = c.snapshot.off
+	j.due = uint64(c.snapshot.end) + slack
+	j.stats.Snapshot = c.snapshot.end
 	j.stats.Compactions++
 	select {
 	case <-j.full: // of before
@@ -220,12 +220,11 @@ func (c *Compaction) abort() error {
 
 // snapshot is a snapshot file that is being written.
 type snapshot struct {
-	header
+	tail // its mem is a buffer
+	file
 	f       *os.File // nil: not yet made
 	w       *bufio.Writer
-	off     int64
 	records uint64
-	buf     []byte
 }
 
 func (s *snapshot) create(d dir, h header) error {
@@ -233,19 +232,19 @@ func (s *snapshot) create(d dir, h header) error {
 	if err != nil {
 		return noSpace(err)
 	}
-	s.header, s.f, s.w, s.off = h, f, bufio.NewWriterSize(f, 256<<10), headerSize
+	s.tail, s.file, s.f, s.w = tail{id: h.id, end: headerSize}, h.file, f, bufio.NewWriterSize(f, 256<<10)
 	_, err = s.w.Write(h.bytes())
 	return noSpace(err)
 }
 
 func (s *snapshot) add(kind uint8, data []byte) error {
-	if size := recordSize(len(data)); int64(len(s.buf)) < size {
-		s.buf = make([]byte, size)
+	if size := recordSize(len(data)); int64(len(s.mem)) < size {
+		s.mem = make([]byte, size)
 	}
-	size := encode(s.buf, s.id, s.off, kind, data)
-	s.off += size
+	s.from = s.end
+	s.append(kind, data)
 	s.records++
-	_, err := s.w.Write(s.buf[:size]) // an error stays
+	_, err := s.w.Write(s.mem[:s.end-s.from]) // an error stays
 	return noSpace(err)
 }
 

@@ -53,7 +53,8 @@ func FuzzReplay(f *testing.F) {
 
 func recordBytes(id uint64, off int64, kind uint8, data []byte) []byte {
 	rec := make([]byte, recordSize(len(data)))
-	encode(rec, id, off, kind, data)
+	tail := tail{id: id, end: off, mem: rec, from: off}
+	tail.append(kind, data)
 	return rec
 }
 

@@ -57,6 +57,16 @@ type Options struct {
 
 // Journal is an open journal.
 type Journal struct {
+	mu  sync.Mutex // what each record needs comes first: it has short addresses
+	cur *log       // GUARDED_BY(mu): appended to; nil before Replay and after Close
+	// limit is up to where cur may grow with nothing to look after: it has room for
+	// what was promised, no compaction or growing is due, and no record is too long.
+	// It is 0 unless that is known, and while next may have to have room too.
+	limit   int64  // GUARDED_BY(mu)
+	reserve int64  // GUARDED_BY(mu): the greatest that Room was asked for
+	last    uint64 // GUARDED_BY(mu): position behind the owner's last record
+	appends uint64 // GUARDED_BY(mu)
+
 	dir   dir
 	opts  Options
 	chain *chain // what Open found, for Replay
@@ -71,25 +81,17 @@ type Journal struct {
 	// while files are synced. They are taken in this order, then mu.
 	committing, syncing sync.Mutex
 
-	mu         sync.Mutex
-	cur        *log     // GUARDED_BY(mu): appended to; nil before Replay and after Close
 	old        []*log   // GUARDED_BY(mu): sealed, not yet replaced by a snapshot; never changed in place
 	next       *log     // GUARDED_BY(mu): from Compact to Switch; keeps what Room promised too
 	compacting bool     // GUARDED_BY(mu)
 	closing    bool     // GUARDED_BY(mu)
 	waiting    []waiter // GUARDED_BY(mu)
-	last       uint64   // GUARDED_BY(mu): position behind the owner's last record
 	synced     uint64   // GUARDED_BY(mu): all up to this position is on disk
-	reserve    int64    // GUARDED_BY(mu): the greatest that Room was asked for
-	// limit is up to where cur may grow with nothing to look after: it has room for
-	// what was promised, and no compaction or growing is due. It is 0 unless that
-	// is known, and while next may have to have room too.
-	limit   int64 // GUARDED_BY(mu)
-	growing bool  // GUARDED_BY(mu): growOnce is at work; grown tells when it is done
-	grown   sync.Cond
-	starved bool   // GUARDED_BY(mu): no growing ahead until growing succeeds
-	due     uint64 // GUARDED_BY(mu): logs longer than that are to be compacted
-	stats   Stats  // GUARDED_BY(mu)
+	growing    bool     // GUARDED_BY(mu): growOnce is at work; grown tells when it is done
+	grown      sync.Cond
+	starved    bool   // GUARDED_BY(mu): no growing ahead until growing succeeds
+	due        uint64 // GUARDED_BY(mu): logs longer than that are to be compacted
+	stats      Stats  // GUARDED_BY(mu)
 }
 
 // Stats are figures of a journal.
@@ -134,22 +136,21 @@ func Open(path string, o Options) (*Journal, error) {
 // long as the journal is open. It fails only if there is no room ([ErrNoSpace]),
 // which [Journal.Room] rules out.
 func (j *Journal) Append(kind uint8, data []byte) (pos uint64, err error) {
-	if !valid(kind, data) {
-		return 0, invalid(kind)
-	}
 	j.mu.Lock()
-	if !j.within(len(data)) {
-		if err := j.ready(len(data)); err != nil {
-			return 0, err
-		}
+	if kind-1 < MaxKind && j.within(len(data)) {
+		pos = j.put(kind, data)
+	} else {
+		pos, err = j.appendMore(kind, data)
 	}
-	l := j.cur
-	l.append(kind, data)
-	pos = l.base + uint64(l.end)
-	j.last = pos
-	j.stats.Appends++
 	j.mu.Unlock()
-	return pos, nil
+	return pos, err
+}
+
+// put appends a record of the owner for which there must be room.
+func (j *Journal) put(kind uint8, data []byte) (pos uint64) {
+	j.appends++
+	j.last = j.cur.append(kind, data)
+	return j.last
 }
 
 // within reports whether a payload of n bytes leaves the log within the limit.
@@ -157,26 +158,28 @@ func (j *Journal) within(n int) bool {
 	return j.cur != nil && j.cur.end+recordSize(n) <= j.limit
 }
 
-// ready makes room for a payload of n bytes of the owner, does what is due then,
-// and sets the limit anew. If it fails, it unlocks the mutex.
-func (j *Journal) ready(n int) error {
-	err := j.makeRoom(n)
+// appendMore is the rest of Append: it makes room for a record, does what is due
+// then, and sets the limit anew.
+func (j *Journal) appendMore(kind uint8, data []byte) (pos uint64, err error) {
+	if err := valid(kind, data); err != nil {
+		return 0, err
+	}
+	if err := j.makeRoom(len(data)); err != nil {
+		return 0, err
+	}
 	if j.closing { // perhaps only while it waited for room
-		err = ErrClosed
+		return 0, ErrClosed
 	}
-	if err != nil {
-		j.mu.Unlock()
-		return err
-	}
-	j.checkFull(recordSize(n))
-	if j.short(recordSize(n)) && !j.starved {
+	size := recordSize(len(data))
+	j.checkFull(size)
+	if j.short(size) && !j.starved {
 		signal(j.wakeGrow)
 	}
 	j.limit = 0
 	if !j.compacting {
-		j.limit = j.cur.end + min(j.ahead(), int64(j.due-j.logSize()))
+		j.limit = j.cur.end + min(j.ahead(), int64(j.due-j.logSize()), MaxRecord)
 	}
-	return nil
+	return j.put(kind, data), nil
 }
 
 // ahead is how much can be appended until it is time to grow.
@@ -185,17 +188,15 @@ func (j *Journal) ahead() int64 { return j.cur.free() - j.reserve - growth/2 }
 // short reports whether it is time to grow with size bytes more.
 func (j *Journal) short(size int64) bool { return j.ahead() < size }
 
-// valid reports whether an owner may append a record.
-func valid(kind uint8, data []byte) bool {
-	return 0 < kind && kind <= MaxKind && len(data) <= MaxRecord
-}
-
-// invalid is what is wrong with one that it may not.
-func invalid(kind uint8) error {
+// valid returns an error unless an owner may append a record.
+func valid(kind uint8, data []byte) error {
 	if kind == 0 || kind > MaxKind {
 		return fmt.Errorf("record of kind %d, want 1 to %d", kind, MaxKind)
 	}
-	return ErrTooLong
+	if len(data) > MaxRecord {
+		return ErrTooLong
+	}
+	return nil
 }
 
 // makeRoom makes room for a payload of n bytes in the current log.
@@ -228,15 +229,11 @@ func (j *Journal) prove(kind uint8, p proof, boot []byte) error {
 // Else it returns [ErrNoSpace], and nothing changed. It costs a comparison while
 // there is room.
 func (j *Journal) Room(n, reserve int) error {
-	if n > MaxRecord {
-		return ErrTooLong
-	}
+	var err error
 	j.mu.Lock()
-	if int64(reserve) <= j.reserve && j.within(n) {
-		j.mu.Unlock()
-		return nil
+	if int64(reserve) > j.reserve || !j.within(n) {
+		err = j.moreRoom(n, reserve)
 	}
-	err := j.moreRoom(n, reserve)
 	j.mu.Unlock()
 	return err
 }
@@ -244,7 +241,10 @@ func (j *Journal) Room(n, reserve int) error {
 // moreRoom is the rest of Room: what is behind the limit is not known to have
 // room.
 func (j *Journal) moreRoom(n, reserve int) error {
-	if j.cur == nil || j.closing {
+	switch {
+	case n > MaxRecord:
+		return ErrTooLong
+	case j.cur == nil || j.closing:
 		return ErrClosed
 	}
 	if int64(reserve) > j.reserve {
@@ -352,7 +352,7 @@ func (j *Journal) Stats() Stats {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	s := j.stats
-	s.Syncs = j.syncs.Load()
+	s.Appends, s.Syncs = j.appends, j.syncs.Load()
 	if j.cur != nil {
 		s.Log, s.Allocated = int64(j.logSize()), j.cur.allocated
 	}

@@ -55,6 +55,7 @@ func checkLimit(t testing.TB, j *Journal) {
 	}
 	require.False(t, j.closing || j.compacting || j.next != nil)
 	more := j.limit - j.cur.end
+	require.LessOrEqual(t, more, int64(MaxRecord))
 	require.GreaterOrEqual(t, j.ahead(), more)
 	require.GreaterOrEqual(t, int64(j.due), int64(j.logSize())+more)
 }

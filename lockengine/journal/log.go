@@ -18,13 +18,10 @@ const (
 // log is a log file, mapped for appending. A mutex of its owner guards it, but
 // for the calls of extend and sync.
 type log struct {
+	tail // its mem is the whole file, and nil once nothing is appended any more
 	file
-	id        uint64
 	f         *os.File
-	mem       []byte // nil once nothing is appended any more
-	end       int64  // of its records
-	allocated int64  // on disk
-	base      uint64 // the position of the file's first byte
+	allocated int64 // on disk
 
 	synced  int64 // up to here it is on disk; guarded by Journal.syncing
 	syncErr error // once a sync failed no later one tells the truth; likewise
@@ -36,7 +33,7 @@ func createLog(d dir, h header, need int64) (*log, error) {
 	if err != nil {
 		return nil, noSpace(err)
 	}
-	l := &log{file: h.file, id: h.id, f: f, end: headerSize}
+	l := &log{tail: tail{id: h.id, end: headerSize}, file: h.file, f: f}
 	if err = l.build(d, h, need); err != nil {
 		l.close()
 		return nil, errors.Join(err, unlessMissing(os.Remove(d.path(l.file)+tmp)))
@@ -65,16 +62,11 @@ func openLog(im *image, end int64) (*log, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &log{file: im.file, id: im.id, f: f, end: end, allocated: end}, nil
+	return &log{tail: tail{id: im.id, end: end}, file: im.file, f: f, allocated: end}, nil
 }
 
 // free is the room left. A seal fits always.
 func (l *log) free() int64 { return l.allocated - l.end - sealSize }
-
-// append writes a record for which there must be room.
-func (l *log) append(kind uint8, data []byte) {
-	l.end += encode(l.mem[l.end:], l.id, l.end, kind, data)
-}
 
 // seal ends the log.
 func (l *log) seal() { l.append(kindSealed, nil) }

@@ -62,36 +62,48 @@ func place(id uint64, off int64, word uint32) uint32 {
 	return uint32(x ^ x>>33)
 }
 
-// encode writes a record to the beginning of b, which is aligned, and returns its
-// size. It does not read b: that is mapped memory that no cache has yet, and to
+// tail is where records are appended to a file.
+type tail struct {
+	id     uint64 // of the file
+	end    int64  // of its records
+	mem    []byte // of the file, from an offset on that is aligned
+	from   int64
+	base   uint64 // the position of the file's first byte
+	padded []byte // used again
+}
+
+// append writes a record for which there must be room, and returns the position
+// behind it. It does not read mem: if that is mapped no cache has it yet, and to
 // read what is still on its way there is to wait for it.
-func encode(b []byte, id uint64, off int64, kind uint8, data []byte) int64 {
-	head := (*[recordHeader]byte)(b)
+func (t *tail) append(kind uint8, data []byte) uint64 {
 	word := recordWord(kind, len(data))
-	seed := place(id, off, word)
-	binary.LittleEndian.PutUint32(head[8:], seed)
-	end := recordHeader + len(data)
-	copy(b[recordHeader:end], data)
-	sum := crc32.Update(seed, castagnoli, data)
-	if end%recordAlign != 0 {
-		sum = pad(b, end, sum)
+	if len(data)%recordAlign != recordAlign-recordHeader%recordAlign {
+		data = t.pad(data)
 	}
-	first := uint64(sum) | uint64(word)<<32
+	seed := place(t.id, t.end, word)
+	mem, end := t.mem[t.end-t.from:], recordHeader+len(data)
+	t.end += int64(end)
+	head, to := (*[recordHeader]byte)(mem[:recordHeader]), mem[recordHeader:end:end]
+	binary.LittleEndian.PutUint32(head[8:], seed)
+	for i := 0; i <= len(data)-4; i += 4 {
+		binary.LittleEndian.PutUint32(to[i:], binary.LittleEndian.Uint32(data[i:]))
+	}
+	first := uint64(crc32.Update(seed, castagnoli, data)) | uint64(word)<<32
 	if cpu.IsBigEndian {
 		first = bits.ReverseBytes64(first)
 	}
 	// From this store on the record is there, whenever the process dies.
 	atomic.StoreUint64((*uint64)(unsafe.Pointer(head)), first)
-	return recordSize(len(data))
+	return t.base + uint64(t.end)
 }
 
-// pad fills up a record whose payload ends at end, and adds that to the sum.
+// pad returns a payload with the zeros that fill up its record.
 //
 //go:noinline
-func pad(b []byte, end int, sum uint32) uint32 {
-	rest := padding[:-end&(recordAlign-1)]
-	copy(b[end:end+len(rest)], rest)
-	return crc32.Update(sum, castagnoli, rest)
+func (t *tail) pad(data []byte) []byte {
+	t.padded = append(t.padded[:0], data...)
+	t.padded = append(t.padded, padding[:-(recordHeader+len(data))&(recordAlign-1)]...)
+	return t.padded
 }
 
 var padding [recordAlign - 1]byte // of zeros
