@@ -56,9 +56,15 @@ func newSystemClock() (*systemClock, error) {
 // millisecond, and monotonic time goes on meanwhile.
 func (c *systemClock) Now() Instant {
 	mono := int64(time.Since(c.base))
-	if mono-c.checked.Load() > trusted {
-		c.check()
+	if mono-c.checked.Load() <= trusted {
+		return c.ahead(mono)
 	}
+	c.check()
+	return c.ahead(mono)
+}
+
+// ahead adds to a monotonic time what the others are ahead.
+func (c *systemClock) ahead(mono int64) Instant {
 	return Instant{Boot: mono + c.boot.Load(), Wall: mono + c.wall.Load()}
 }
 
