@@ -99,7 +99,7 @@ func (w *encoder) asker(r *Request) {
 }
 
 // plain: there is no rest.
-func (r *Request) plain() bool { return r.Timeout == 0 && r.Guard == "" && r.Meta == "" }
+func (r *Request) plain() bool { return uint64(r.Timeout)|uint64(len(r.Guard)|len(r.Meta)) == 0 }
 
 // rest is what only some requests have.
 func (w *encoder) rest(r *Request) {

@@ -21,7 +21,8 @@ const (
 
 	hasLock  = hasOwner | hasRange // and class, mode and kind
 	hasReq   = hasName | hasLock | hasAsker | hasKey | hasRest
-	toldOnce = hasName | hasOwner | hasAsker // not again if the next has the same
+	hasWords = hasTime | hasOwner | hasAsker | hasRange | hasKey // of fixed width
+	toldOnce = hasName | hasOwner | hasAsker                     // not again if the next has the same
 )
 
 // The others.
@@ -85,41 +86,80 @@ type told struct {
 //
 // That is all of most commands. What has no room there, or differs from what was
 // told before, follows; what is told once is as before if it does not. A time
-// that follows comes with all, so that nothing before must be known.
+// that follows comes with all that is told once, so that nothing before must be
+// known.
 const commandHead = 20
 
-// command writes a command, when it was done, and what differs from the one
-// before, in the place of what was written last.
-func (w *encoder) command(cmd *command, at Instant, before *told) {
-	if cap(w.buf) < commandHead {
-		w.grow()
+// command records a command: what of it differs from the one before. If that fails
+// it is kept, and appended before anything else is, so that the order stays. nil is
+// none.
+func (r *recorder) command(cmd *command, at Instant) {
+	if r.log == nil || cmd == nil {
+		return
 	}
-	req := cmd.req
+	req, head := cmd.req, (*[commandHead]byte)(r.room[:])
 	if req == nil {
 		req = &noRequest
 	}
-	sameName := req.Name == before.name
-	has := fieldsOf[cmd.op]
-	tell := has
-	if sameName {
-		tell &^= hasName
-	}
-	if req.Owner == before.owner {
-		tell &^= hasOwner
-	}
-	if req.Handle == before.handle && req.Who == before.who {
-		tell &^= hasAsker
-	}
-	boot := at.Boot - before.at.Boot
-	drift := at.Wall - before.at.Wall - boot
+	tell := fieldsOf[cmd.op]
+	boot := at.Boot - r.at.Boot
+	drift := at.Wall - r.at.Wall - boot
 	// At 0 nothing was told, or it is told again.
-	if before.at.Boot == 0 || uint64(boot)>>32 != 0 || int64(int32(drift)) != drift {
-		tell = has | hasTime
+	if r.at.Boot == 0 || uint64(boot|(drift+1<<31))>>32 != 0 {
+		tell |= hasTime
 	}
-	before.at = at
+	r.at = at
 	start, end := req.Range.Start, bits.RotateLeft64(req.Range.End, 1)
 	if (start|end)>>32 == 0 {
 		tell &^= hasRange
+	}
+	binary.LittleEndian.PutUint32(head[4:], uint32(boot))
+	binary.LittleEndian.PutUint32(head[8:], uint32(drift))
+	binary.LittleEndian.PutUint32(head[12:], uint32(start))
+	binary.LittleEndian.PutUint32(head[16:], uint32(end))
+	if req.Key == 0 && req.plain() {
+		tell &^= hasKey | hasRest
+	}
+	if req.Owner == r.owner {
+		tell &^= hasOwner
+	}
+	if req.Handle == r.handle && req.Who.process() == r.who.process() && req.Who.user() == r.who.user() {
+		tell &^= hasAsker
+	}
+	if req.Name == r.name {
+		tell &^= hasName
+	}
+	kinds := uint32(req.Class&3) | uint32(req.Mode&3)<<2 | uint32(req.Kind)<<4
+	binary.LittleEndian.PutUint32(head[:], format|uint32(cmd.op)<<8|kinds<<24)
+	data := head[:]
+	if tell != 0 {
+		data = r.follow(cmd, req, tell)
+	}
+	if len(r.owed) == 0 {
+		if pos, err := r.log.Append(recordCommand, data); err == nil {
+			r.pos = pos
+			return
+		}
+	}
+	r.owe(data)
+}
+
+// noRequest is that of a command that has none.
+var noRequest Request
+
+// process and user are Who as words.
+func (p *Who) process() uint64 { return uint64(uint32(p.PID)) | uint64(uint32(p.TID))<<32 }
+func (p *Who) user() uint64    { return uint64(p.UID) | uint64(p.GID)<<32 }
+
+// follow writes what follows the head, and into it what that is.
+func (r *recorder) follow(cmd *command, req *Request, tell fields) []byte {
+	n := uint8(commandHead)
+	word := func(w uint64) {
+		binary.LittleEndian.PutUint64(r.room[n:], w)
+		n += 8
+	}
+	if tell&hasTime != 0 {
+		tell |= fieldsOf[cmd.op]
 	}
 	if req.Key == 0 {
 		tell &^= hasKey
@@ -127,57 +167,49 @@ func (w *encoder) command(cmd *command, at Instant, before *told) {
 	if req.plain() {
 		tell &^= hasRest
 	}
-	kinds := byte(req.Class&3) | byte(req.Mode&3)<<2 | byte(req.Kind)<<4
-	w.buf = w.buf[:commandHead]
-	head := (*[commandHead]byte)(w.buf)
-	binary.LittleEndian.PutUint64(head[:], format|uint64(cmd.op)<<8|uint64(byte(tell))<<16|uint64(kinds)<<24|uint64(boot)<<32)
-	binary.LittleEndian.PutUint64(head[8:], uint64(uint32(drift))|start<<32)
-	binary.LittleEndian.PutUint32(head[16:], uint32(end))
-	if tell != 0 {
-		w.follow(cmd, at, tell, before)
-	}
-}
-
-// noRequest is that of a command that has none.
-var noRequest Request
-
-//go:noinline
-func (w *encoder) grow() { w.buf = make([]byte, commandRoom) }
-
-// follow writes what follows the head.
-func (w *encoder) follow(cmd *command, at Instant, tell fields, before *told) {
-	req := cmd.req
+	r.room[2] = byte(tell)
 	if tell&hasTime != 0 {
-		w.instant(at)
+		word(uint64(r.at.Boot))
+		word(uint64(r.at.Wall))
 	}
 	if tell&hasOwner != 0 {
-		w.word(req.Owner.Session)
-		w.word(req.Owner.ID)
-		before.owner = req.Owner
+		r.owner = req.Owner
+		word(req.Owner.Session)
+		word(req.Owner.ID)
 	}
 	if tell&hasAsker != 0 {
-		w.word(req.Handle)
-		w.word(uint64(uint32(req.Who.PID)) | uint64(uint32(req.Who.TID))<<32)
-		w.word(uint64(req.Who.UID) | uint64(req.Who.GID)<<32)
-		before.handle, before.who = req.Handle, req.Who
+		r.handle, r.who = req.Handle, req.Who
+		word(req.Handle)
+		word(req.Who.process())
+		word(req.Who.user())
 	}
 	if tell&hasRange != 0 {
-		w.word(req.Range.Start)
-		w.word(req.Range.End)
+		word(req.Range.Start)
+		word(req.Range.End)
 	}
 	if tell&hasKey != 0 {
-		w.word(req.Key)
+		word(req.Key)
 	}
+	if tell&^hasWords != 0 {
+		return r.texts(cmd, tell, r.room[:n])
+	}
+	return r.room[:n]
+}
+
+// texts appends what has no fixed width.
+func (r *recorder) texts(cmd *command, tell fields, buf []byte) []byte {
+	w := encoder{buf}
 	if tell&hasName != 0 {
-		w.str(req.Name)
-		before.name = req.Name
+		w.str(cmd.req.Name)
+		r.name = cmd.req.Name
 	}
 	if tell&hasRest != 0 {
-		w.rest(req)
+		w.rest(cmd.req)
 	}
 	if tell&hasOthers != 0 {
 		w.others(cmd, tell)
 	}
+	return w.buf
 }
 
 // others is the fields that the commands of most locks have not.

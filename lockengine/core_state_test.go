@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,25 +16,39 @@ import (
 // script gives random commands of every kind to cores, and keeps the commands
 // of the first one that changed it, as bytes, as a log would.
 type script struct {
-	t     *testing.T
-	rnd   *rand.Rand
-	bound int // of the event log
-	live  *core
-	now   Instant
-	log   [][]byte
-	told  told // of the log
-	ids   []WaiterID
-	key   uint64
-	done  map[op]int // commands of each kind that changed something
+	t      *testing.T
+	rnd    *rand.Rand
+	bound  int // of the event log
+	live   *core
+	now    Instant
+	log    commandLog
+	record recorder
+	ids    []WaiterID
+	key    uint64
+	done   map[op]int // commands of each kind that changed something
 }
+
+// commandLog is a log that keeps the commands.
+type commandLog [][]byte
+
+func (l *commandLog) Room(int, int) error { return nil }
+
+func (l *commandLog) Append(_ uint8, data []byte) (uint64, error) {
+	*l = append(*l, slices.Clone(data))
+	return uint64(len(*l)), nil
+}
+
+func (l *commandLog) Synced(_ uint64, done func(error)) { go done(nil) }
 
 func newScript(t *testing.T, seed uint64) *script {
 	rnd := rand.New(rand.NewPCG(seed, 7))
 	bound := []int{16, 600, 8192}[rnd.IntN(3)]
-	return &script{
+	s := &script{
 		t: t, rnd: rnd, bound: bound, live: newCore(bound),
 		now: Instant{Boot: 1e9, Wall: 1_700_000_000e9}, done: map[op]int{},
 	}
+	s.record.log = &s.log
+	return s
 }
 
 func (s *script) name() string { return string(rune('a' + s.rnd.IntN(modelNames))) }
@@ -166,9 +182,7 @@ func (s *script) one(cmd command, others []*core) come {
 	got := apply(s.live, cmd, s.now)
 	if s.live.changes != before {
 		s.done[cmd.op]++
-		var e encoder
-		e.command(&cmd, s.live.now, &s.told)
-		s.log = append(s.log, e.buf)
+		s.record.command(&cmd, s.live.now)
 	}
 	for _, c := range others {
 		require.Equal(s.t, got, apply(c, cmd, s.now), "%+v", cmd)
@@ -334,37 +348,39 @@ func TestCommandBytes(t *testing.T) {
 		if cmd.req != nil {
 			req = cmd.req
 		}
+		if n%10 == 0 && req.Name != "" {
+			req.Name = strings.Repeat("long", 100*(1+n%30))
+		}
 		before := []told{
 			{}, {at: s.now}, {at: Instant{s.now.Boot + 1e9, s.now.Wall - 3}, name: req.Name},
 			{at: s.now, owner: req.Owner}, {at: s.now, name: req.Name, owner: req.Owner},
 			{at: s.now, handle: req.Handle, who: req.Who},
 		}[n%6]
-		var e encoder
-		written, read := before, before
-		e.command(&cmd, s.now, &written)
-		d := decoder{buf: e.buf}
+		var log commandLog
+		e, e2, read := recorder{log: &log, told: before}, recorder{log: &log, told: before}, before
+		e.command(&cmd, s.now)
+		buf := log[0]
+		d := decoder{buf: buf}
 		again, at := d.command(&read)
 		require.NoError(t, d.end())
 		require.Equal(t, s.now, at)
-		var e2 encoder
-		require.Equal(t, written, read)
-		once := before
-		e2.command(&again, at, &once)
-		require.Equal(t, e.buf, e2.buf)
+		require.Equal(t, e.told, read)
+		e2.command(&again, at)
+		require.Equal(t, buf, log[1])
 		if fieldsOf[cmd.op]&hasReq == hasReq {
 			require.Equal(t, cmd, again)
 		}
 		if before == (told{}) { // what comes first is the same whatever was before
-			d, other := decoder{buf: e.buf}, told{Instant{7, 8}, "other", Owner{9, 9}, 9, Who{PID: 9}}
+			d, other := decoder{buf: buf}, told{Instant{7, 8}, "other", Owner{9, 9}, 9, Who{PID: 9}}
 			first, _ := d.command(&other)
 			require.NoError(t, d.end())
 			require.Equal(t, again, first)
 		}
-		for cut := range e.buf {
-			d := decoder{buf: e.buf[:cut]}
+		for cut := range buf {
+			d := decoder{buf: buf[:cut]}
 			part := before
 			d.command(&part)
-			require.Error(t, d.end(), "cut at %d of %d", cut, len(e.buf))
+			require.Error(t, d.end(), "cut at %d of %d", cut, len(buf))
 		}
 	}
 }

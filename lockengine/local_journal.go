@@ -15,25 +15,13 @@ const (
 
 // recorder appends commands to the log.
 type recorder struct {
-	log    Log // nil: nothing is recorded
+	log    Log           // nil: nothing is recorded
+	pos    uint64        // of the last record
+	told                 // of the last command
+	room   [1 << 10]byte // for the bytes of one command: few have texts too long for it
+	owed   [][]byte      // commands that there was no room for, to be appended first
+	failed bool          // that was logged
 	logger *slog.Logger
-	pos    uint64   // of the last record
-	told   told     // of the last command
-	enc    encoder  // used again for each command
-	owed   [][]byte // commands that there was no room for, to be appended first
-	failed bool     // that was logged
-}
-
-// command records a command. If that fails it is kept, and appended before
-// anything else is, so that the order stays. nil is none.
-func (r *recorder) command(cmd *command, at Instant) {
-	if r.log == nil || cmd == nil {
-		return
-	}
-	r.enc.command(cmd, at, &r.told)
-	if len(r.owed) > 0 || r.append(recordCommand, r.enc.buf) != nil {
-		r.owe()
-	}
 }
 
 func (r *recorder) append(kind uint8, data []byte) error {
@@ -56,8 +44,8 @@ func (r *recorder) settle() error {
 }
 
 // owe keeps the last command, and tries once more.
-func (r *recorder) owe() {
-	r.owed = append(r.owed, slices.Clone(r.enc.buf))
+func (r *recorder) owe(data []byte) {
+	r.owed = append(r.owed, slices.Clone(data))
 	err := r.settle()
 	if err != nil && r.logger != nil && !r.failed {
 		r.logger.Error("a change of locks could not be recorded; it would be undone by a crash now", "err", err)
