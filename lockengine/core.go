@@ -96,11 +96,11 @@ type core struct {
 	changes uint64  // grows with each change of state that is not made by time alone
 
 	resources [4]map[string]*resource // by class: Record, Flock
-	lastFound *resource               // in resources, by the last lookup
+	lastFound *resource               // by the last lookup: in resources, or zero
 	owners    [4]map[Owner]*owner     // by class: Record, Flock
 	// lastOwners are found without a search, by the low bits of their IDs: in
 	// owners, or zero.
-	lastOwners [16]*owner
+	lastOwners [lastOwners]*owner
 	handles    map[uint64]*handle
 	parties    map[int32]*party
 	waiters    map[WaiterID]*waiter
@@ -152,15 +152,21 @@ type core struct {
 	}
 }
 
+const lastOwners = 16
+
 func newCore(eventLog int) *core {
 	c := &core{
-		rand:    0x9e3779b97f4a7c15,
-		handles: map[uint64]*handle{},
-		parties: map[int32]*party{},
-		waiters: map[WaiterID]*waiter{},
-		watches: map[WatchID]*watch{},
-		guarded: map[string]map[*named]int{},
-		metas:   texts{seed: maphash.MakeSeed()},
+		rand:      0x9e3779b97f4a7c15,
+		handles:   map[uint64]*handle{},
+		parties:   map[int32]*party{},
+		waiters:   map[WaiterID]*waiter{},
+		watches:   map[WatchID]*watch{},
+		guarded:   map[string]map[*named]int{},
+		metas:     texts{seed: maphash.MakeSeed()},
+		lastFound: new(resource),
+	}
+	for i := range c.lastOwners {
+		c.lastOwners[i] = several // nobody's
 	}
 	for _, class := range fileClasses {
 		c.resources[class] = map[string]*resource{}
@@ -180,13 +186,20 @@ func newCore(eventLog int) *core {
 func (c *core) apply(cmd *command, now Instant, res *result) *command {
 	before := c.changes
 	if cmd.op == opResume {
-		if c.cut != nil {
-			c.cut.rest()
-		}
 		c.resume(cmd, now) // first: what time is it, and who is still there?
 	}
-	c.advance(now)
-	c.do(cmd, res)
+	c.now = Instant{max(now.Boot, c.now.Boot), now.Wall}
+	if c.timed() {
+		c.pass()
+	}
+	switch cmd.op {
+	case opTry, opWait:
+		c.request(cmd, res)
+	case opUnlock:
+		c.unlock(cmd.req, res)
+	default:
+		c.do(cmd, res)
+	}
 	if len(c.shrunk)+len(c.ready) > 0 {
 		c.wake()
 	}
@@ -203,16 +216,11 @@ func (c *core) apply(cmd *command, now Instant, res *result) *command {
 // tick only lets time pass.
 var tick = command{op: opTick}
 
+// do does the commands that are not most of all.
 func (c *core) do(cmd *command, res *result) {
 	switch cmd.op {
-	case opTry:
-		c.try(cmd.req, res)
-	case opWait:
-		c.wait(cmd.req, cmd.tell, res)
 	case opCancel:
 		res.ok = c.cancel(cmd.waiter, cmd.keep)
-	case opUnlock:
-		res.err = c.unlock(cmd.req)
 	case opDropOwner:
 		c.dropOwner(cmd.req.Name, cmd.req.Owner)
 	case opDropHandle:
@@ -246,26 +254,18 @@ func (c *core) taken() {
 	c.done = c.done[:0]
 }
 
-// advance lets time pass: what was remembered long enough is forgotten, and
-// leases that ran out end, one after the other. To forget comes first, so that
-// the state at an instant does not depend on who looked at it before.
-func (c *core) advance(now Instant) {
-	now.Boot = max(now.Boot, c.now.Boot)
-	c.now = now
-	if c.timed() {
-		c.pass(now)
-	}
-}
-
 // timed: time alone may change the state.
 func (c *core) timed() bool {
 	return len(c.names.leases)+len(c.names.endedFIFO) > 0 || !c.places.queue.empty()
 }
 
-func (c *core) pass(now Instant) {
+// pass lets time pass: what was remembered long enough is forgotten, and leases
+// that ran out end, one after the other. To forget comes first, so that the
+// state at an instant does not depend on who looked at it before.
+func (c *core) pass() {
 	c.forgetEnded()
-	c.forgetPlaces(now.Boot)
-	for n := c.names.due(now.Boot); n != nil; n = c.names.due(now.Boot) {
+	c.forgetPlaces(c.now.Boot)
+	for n := c.names.due(c.now.Boot); n != nil; n = c.names.due(c.now.Boot) {
 		c.endNamed(n, Expired)
 		c.wake()
 	}
@@ -285,7 +285,7 @@ func (c *core) deadline() int64 {
 func (c *core) close() {
 	c.changes++
 	for _, w := range c.waitersInOrder() {
-		c.done = append(c.done, completion{waiter: w.id, tell: w.tell, err: ErrClosed})
+		c.complete(w).err = ErrClosed
 		c.unlink(w)
 	}
 }

@@ -63,7 +63,7 @@ func (s *ownerSearch) run(req *Request) bool {
 	c := s.core
 	c.search++
 	s.stack, s.last = s.stack[:0], nil
-	if s.expand(nil, c.resources[Record][req.Name], req) {
+	if s.expand(nil, c.resource(Record, req.Name), req) {
 		return true
 	}
 	for len(s.stack) > 0 {
@@ -166,7 +166,7 @@ func (s *partySearch) expand(q *party, req *Request) (found bool) {
 		return n != nil && n.pos == 0 && s.reach(q, c.parties[n.who.PID], n.who)
 	}
 	skip := func(o *owner) bool { return o != several && o.key == req.Owner }
-	c.resources[req.Class][req.Name].conflicts(req.Range, req.Mode, skip, func(seg *seg) bool {
+	c.resource(req.Class, req.Name).conflicts(req.Range, req.Mode, skip, func(seg *seg) bool {
 		found = s.reach(q, seg.party, seg.who)
 		return !found
 	})

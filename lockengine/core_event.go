@@ -15,15 +15,13 @@ const (
 	firstEventLog   = 64
 )
 
-// next is the slot of the event to write now.
+// next is the slot of the event to write now, whose number is to be last.
 func (l *eventLog) next() *Event {
 	if l.slot == len(l.ring) {
 		l.turn()
 	}
-	e := &l.ring[l.slot]
 	l.slot++
-	l.last++
-	return e
+	return &l.ring[l.slot-1]
 }
 
 // at is the slot of the event with this number.
@@ -31,6 +29,8 @@ func (l *eventLog) at(seq uint64) *Event { return &l.ring[(seq-1-l.base)%uint64(
 
 // turn goes on at the beginning of the ring, once that has grown to its bound.
 // Until then nothing is overwritten, so events stay where they are.
+//
+//go:noinline
 func (l *eventLog) turn() {
 	if len(l.ring) == l.bound {
 		l.slot = 0
@@ -73,19 +73,24 @@ func (l *eventLog) lastOnes(limit uint64) []Event {
 	return events
 }
 
-// emit appends an event and returns it for what only some kinds have.
-func (c *core) emit(kind EventKind, class Class, name string, mode Mode, r Range, owner Owner, who Who) *Event {
+// emit appends an event and returns it for what it is about, and what only some
+// kinds have. One field after the other is set: as a whole it would be built on
+// the stack and copied.
+func (c *core) emit(kind EventKind) *Event {
 	c.changes++
+	c.log.last++
 	e := c.log.next()
-	// One by one: as a whole it would be built on the stack and copied.
 	e.Seq, e.At, e.Kind = c.log.last, c.now, kind
-	e.Class, e.Name, e.Mode, e.Range, e.Owner, e.Who = class, name, mode, r, owner, who
-	e.Token, e.Waited, e.Held, e.Refused, e.Meta = 0, 0, 0, false, ""
+	e.Token, e.Waited, e.Held, e.Refused = 0, 0, 0, false
+	if e.Meta != "" {
+		e.Meta = ""
+	}
 	return e
 }
 
 func (c *core) emitRequest(kind EventKind, req *Request) *Event {
-	e := c.emit(kind, req.Class, req.Name, req.Mode, req.Range, req.Owner, req.Who)
+	e := c.emit(kind)
+	e.Class, e.Name, e.Mode, e.Range, e.Owner, e.Who = req.Class, req.Name, req.Mode, req.Range, req.Owner, req.Who
 	if req.Class == Named {
 		e.Meta = req.Meta
 	}

@@ -74,9 +74,9 @@ func (k *checker) resource(r *resource) {
 		}
 	}
 	n := 0
-	for h := range r.holdings.all {
-		k.is(h.res == r && !h.segs.empty(), "empty holding")
-		k.is(k.owners[r.class][h.owner.key] == h.owner, "owner of a holding unknown")
+	k.holdings(r)
+	for _, h := range r.holdings.all() {
+		k.is(h.res == r && (h.segs.empty() || k.owners[r.class][h.owner.key] == h.owner), "owner of a holding unknown")
 		for s := range h.segs.all {
 			k.is(s.by == h, "segment of another")
 			k.seg(s)
@@ -90,6 +90,27 @@ func (k *checker) resource(r *resource) {
 		k.group(g)
 	}
 	k.groupTree(r.groups.root)
+}
+
+func (k *checker) holdings(r *resource) {
+	few := 0
+	for h := r.holdings.few; h != nil; h = h.next {
+		few++
+		k.is(r.holdings.of(h.owner) == h, "two holdings of one owner")
+	}
+	k.is(few <= fewHoldings, "%d are not few", few)
+	k.is(r.holdings.more == nil || len(r.holdings.more) > 0, "empty map")
+	for o, h := range r.holdings.more {
+		k.is(h.owner == o && !h.segs.empty() && r.holdings.of(o) == h && h.next == nil, "holding of %v out of place", o.key)
+	}
+}
+
+func (t *holdings) all() []*holding {
+	all := slices.Collect(maps.Values(t.more))
+	for h := t.few; h != nil; h = h.next {
+		all = append(all, h)
+	}
+	return all
 }
 
 func (k *checker) ordered(segs []*seg) {
@@ -296,7 +317,7 @@ func (k *checker) counts() {
 func (k *checker) idle() {
 	for _, class := range fileClasses {
 		for _, o := range k.owners[class] {
-			k.is(!o.idle() || *o == owner{key: o.key, class: o.class, parked: true, copied: o.copied, hint: o.hint}, "idle owner %v", o.key)
+			k.is(!o.idle() || o.parked, "idle owner %v", o.key)
 		}
 	}
 	for id, h := range k.handles {
@@ -359,7 +380,7 @@ func (k *checker) membership() {
 		k.is(parties[p] == has{waits: count(p.waits.all)}, "party %d: waits", p.pid)
 	}
 	k.is(count(k.line.all) == len(k.core.waiters), "waiters out of line")
-	k.is(k.lastFound == nil || k.core.resources[k.lastFound.class][k.lastFound.name] == k.lastFound, "found last, but gone")
+	k.is(k.lastFound.class == 0 || k.core.resources[k.lastFound.class][k.lastFound.name] == k.lastFound, "found last, but gone")
 }
 
 func count[T any](all iter.Seq[*T]) (n int) {
@@ -423,7 +444,7 @@ func (c *core) checkVerdicts() error {
 		add(w.Owner, w.Who)
 	}
 	for r := range asks {
-		if normalize(&r) != nil || !c.blocked(&r) {
+		if !normalize(&r) || !c.blocked(&r) {
 			continue
 		}
 		p := paths{core: c, snap: &snap, newcomer: &r}
@@ -533,7 +554,7 @@ func (k *checker) pools() {
 		k.is(*o == owner{}, "owner in use is free")
 	}
 	for _, r := range k.core.pools.resource.free {
-		k.is(*r == resource{}, "resource in use is free")
+		k.is(reflect.ValueOf(*r).IsZero(), "resource in use is free")
 	}
 	for _, h := range k.core.pools.holding.free {
 		k.is(*h == holding{}, "holding in use is free")

@@ -42,7 +42,7 @@ func newDuel(t *testing.T, data []byte) *duel {
 	d := &duel{t: t, data: data, core: newCore(64), model: newModel(modelKinds), now: Instant{Boot: 1e9, Wall: 1_700_000_000e9},
 		done: map[op]int{}}
 	d.model.now = d.now
-	d.core.advance(d.now)
+	d.core.apply(&command{op: opTick}, d.now, new(result))
 	return d
 }
 

@@ -309,7 +309,8 @@ func (c *core) reportEnd(n *named, how End) {
 }
 
 func (c *core) emitNamed(kind EventKind, n *named) *Event {
-	e := c.emit(kind, Named, n.name, Exclusive, Whole, n.owner, n.who)
+	e := c.emit(kind)
+	e.Class, e.Name, e.Mode, e.Range, e.Owner, e.Who = Named, n.name, Exclusive, Whole, n.owner, n.who
 	e.Token, e.Meta = n.token, n.meta
 	return e
 }

@@ -10,7 +10,7 @@ type owner struct {
 	told    bool   // kind is from a request, which nothing overrides
 	assumed bool   // nobody could say what it is: counts as a process
 	handle  uint64 // through which it asked last; 0: none yet
-	hint    hint
+	came    hint
 	segs    int
 	waits   list[waiter, waitsOfOwner]
 	places  list[place, placesOfOwner]
@@ -29,18 +29,21 @@ type hint struct {
 	party  *party
 }
 
-// cameWith returns the states of the handle and the party of a request of this
-// owner, new if need be; nil for 0.
-func (c *core) cameWith(o *owner, req *Request) (*handle, *party) {
-	h, p := o.hint.handle, o.hint.party
-	if h == nil || h.id != req.Handle || h.id == 0 {
-		h = c.handleOf(req.Handle)
+// with says whether they are those of a request.
+func (h *hint) with(req *Request) bool {
+	return h.handle != nil && h.handle.id == req.Handle && req.Handle != 0 &&
+		h.party != nil && h.party.pid == req.Who.PID && req.Who.PID != 0
+}
+
+// cameWith sets the owner's hint to the states of the handle and the party of a
+// request, new if need be; nil for 0.
+func (c *core) cameWith(o *owner, req *Request) {
+	if h := o.came.handle; h == nil || h.id != req.Handle || h.id == 0 {
+		o.came.handle = c.handleOf(req.Handle)
 	}
-	if p == nil || p.pid != req.Who.PID || p.pid == 0 {
-		p = c.partyOf(req.Who.PID)
+	if p := o.came.party; p == nil || p.pid != req.Who.PID || p.pid == 0 {
+		o.came.party = c.partyOf(req.Who.PID)
 	}
-	o.hint = hint{h, p}
-	return h, p
 }
 
 // stuck: it holds and waits.
@@ -54,7 +57,13 @@ func (o *owner) isProcess() bool { return o.kind == KindProcess || o.kind == Kin
 // learn takes from a request what it tells of its owner: its kind, or that it
 // asks through two handles, which only a process can (a description is one).
 func (c *core) learn(o *owner, req *Request) {
-	c.cut.ownerChanges(o)
+	if c.cut != nil {
+		c.cut.ownerChanges(o)
+	}
+	if o.idle() { // and as good as new
+		o.kind, o.told, o.assumed, o.handle = req.Kind, req.Kind != KindUnknown, false, req.Handle
+		return
+	}
 	was := ownerFacts{o.kind, o.told, o.handle}
 	switch {
 	case req.Kind != KindUnknown:
@@ -88,7 +97,10 @@ func (c *core) learnProcess(o *owner) {
 // ownerOf returns the state of the request's owner, new if need be, with what
 // the request tells of it.
 func (c *core) ownerOf(req *Request) *owner {
-	o := c.ownerNamed(req.Class, req.Owner)
+	o := c.owner(req.Class, req.Owner)
+	if o == nil {
+		o = c.newOwner(req.Class, req.Owner)
+	}
 	c.learn(o, req)
 	return o
 }
@@ -96,34 +108,45 @@ func (c *core) ownerOf(req *Request) *owner {
 func (c *core) ownerNamed(class Class, key Owner) *owner {
 	o := c.owner(class, key)
 	if o == nil {
-		o = c.pools.owner.get()
-		o.key, o.class = key, class
-		c.owners[class][key] = o
+		o = c.newOwner(class, key)
 	}
+	return o
+}
+
+//go:noinline
+func (c *core) newOwner(class Class, key Owner) *owner {
+	o := c.pools.owner.get()
+	o.key, o.class = key, class
+	c.owners[class][key] = o
 	return o
 }
 
 // owner returns the state of an owner of locks on files, nil if there is none.
 func (c *core) owner(class Class, key Owner) *owner {
-	last := &c.lastOwners[key.ID%uint64(len(c.lastOwners))]
-	if o := *last; o != nil && o.key == key && o.class == class {
+	if o := c.lastOwners[key.ID%lastOwners]; o.key == key && o.class == class {
 		return o
 	}
+	return c.lookupOwner(class, key)
+}
+
+//go:noinline
+func (c *core) lookupOwner(class Class, key Owner) *owner {
 	o := c.owners[class][key]
 	if o != nil {
-		*last = o
+		c.lastOwners[key.ID%lastOwners] = o
 	}
 	return o
 }
 
 // freeOwner forgets an idle owner.
 func (c *core) freeOwner(o *owner) {
-	if !o.idle() {
-		return
+	if !o.parked {
+		c.parkOwner(o)
 	}
-	o.kind, o.told, o.assumed, o.handle = KindUnknown, false, false, 0
-	o.seen, o.from = 0, nil
-	if o.parked {
+}
+
+func (c *core) parkOwner(o *owner) {
+	if !o.idle() {
 		return
 	}
 	o.parked = true
@@ -165,6 +188,8 @@ type handle struct {
 }
 
 // handleOf returns the state of a handle, new if need be; nil for 0.
+//
+//go:noinline
 func (c *core) handleOf(id uint64) *handle {
 	if id == 0 {
 		return nil
@@ -184,7 +209,13 @@ func (h *handle) idle() bool {
 
 // freeHandle forgets a handle if it is idle.
 func (c *core) freeHandle(h *handle) {
-	if h == nil || h.parked || !h.idle() {
+	if !h.parked {
+		c.parkHandle(h)
+	}
+}
+
+func (c *core) parkHandle(h *handle) {
+	if !h.idle() {
 		return
 	}
 	h.parked = true
@@ -210,6 +241,8 @@ type party struct {
 func (p *party) stuck() bool { return p.held > 0 && !p.waits.empty() }
 
 // partyOf returns the state of a party, new if need be; nil for pid 0.
+//
+//go:noinline
 func (c *core) partyOf(pid int32) *party {
 	if pid == 0 {
 		return nil
@@ -223,25 +256,34 @@ func (c *core) partyOf(pid int32) *party {
 	return p
 }
 
-// partyHolds counts n more (or fewer) locks for the party.
+// partyHolds counts n more (or fewer) locks for the party, nil if it is unknown.
 func (c *core) partyHolds(p *party, n int) {
-	if p == nil {
-		return
+	if p != nil {
+		p.held += n
+		if !p.parked || !p.waits.empty() {
+			c.partyHeld(p, n)
+		}
 	}
-	p.held += n
+}
+
+func (c *core) partyHeld(p *party, n int) {
 	if !p.waits.empty() {
 		c.stuckParties += change(p.held-n > 0, p.held > 0)
 	}
-	if p.held == 0 && !p.parked {
-		c.freeParty(p)
-	}
+	c.freeParty(p)
 }
 
 func (p *party) idle() bool { return p.held == 0 && p.waits.empty() }
 
 // freeParty forgets a party if it is idle.
 func (c *core) freeParty(p *party) {
-	if p.parked || !p.idle() {
+	if !p.parked {
+		c.parkParty(p)
+	}
+}
+
+func (c *core) parkParty(p *party) {
+	if !p.idle() {
 		return
 	}
 	p.parked = true

@@ -76,9 +76,20 @@ func (c *core) overQuota(req *Request, blocked bool) bool {
 	return c.quota.over(uid, n)
 }
 
-func (c *core) refuseQuota() error {
+// refusesQuota: the request would be too much for a user, and is refused.
+func (c *core) refusesQuota(cmd *command, res *result) bool {
+	req := cmd.req
+	blocked := c.blocked(req)
+	if blocked && cmd.op == opTry || !c.overQuota(req, blocked) {
+		return false
+	}
+	c.refuseQuota(res)
+	return true
+}
+
+func (c *core) refuseQuota(res *result) {
 	c.stats.OverQuota++
-	return ErrQuota
+	res.err = ErrQuota
 }
 
 // pieces is how many segments are left of one that a new one of its owner

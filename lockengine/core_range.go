@@ -8,7 +8,7 @@ type resource struct {
 	name     string
 	excl     segTree
 	shared   segTree
-	holdings treap[holding, holdingsByOwner]
+	holdings holdings
 	groups   groupTree
 	n        int // segments and waiters
 }
@@ -19,14 +19,75 @@ type holding struct {
 	res   *resource
 	owner *owner
 	segs  treap[seg, segsOfOne]
-	links links[holding]
+	next  *holding // of the few in resource.holdings
 }
 
-type holdingsByOwner struct{}
+// holdings are those on one resource, in no order. A few are a list, and stay
+// there when they are empty: the owner's next lock, or another owner, finds them
+// so (an owner that was forgotten may be another one now). More are in a map.
+type holdings struct {
+	few  *holding
+	more map[*owner]*holding // nil: there are few
+}
 
-func (holdingsByOwner) links(h *holding) *links[holding] { return &h.links }
-func (holdingsByOwner) less(a, b *holding) bool          { return a.owner.key.less(b.owner.key) }
-func (holdingsByOwner) update(*holding)                  {}
+const fewHoldings = 8
+
+// of returns the owner's holding, nil if there is none.
+func (t *holdings) of(o *owner) *holding {
+	h := t.few
+	for h != nil && h.owner != o {
+		h = h.next
+	}
+	if h == nil && t.more != nil {
+		h = t.more[o]
+	}
+	return h
+}
+
+// newHolding makes one that is empty the owner's, or a new one.
+func (c *core) newHolding(r *resource, o *owner) *holding {
+	n := 0
+	for h := r.holdings.few; h != nil; h = h.next {
+		if h.segs.empty() {
+			h.owner = o
+			return h
+		}
+		n++
+	}
+	h := c.pools.holding.get()
+	h.res, h.owner = r, o
+	if t := &r.holdings; n < fewHoldings {
+		h.next, t.few = t.few, h
+	} else {
+		if t.more == nil {
+			t.more = map[*owner]*holding{}
+		}
+		t.more[o] = h
+	}
+	return h
+}
+
+// dropMore takes a holding that is empty out of the map, if it is in it.
+func (c *core) dropMore(h *holding) {
+	t := &h.res.holdings
+	if t.more[h.owner] == nil {
+		return
+	}
+	if delete(t.more, h.owner); len(t.more) == 0 {
+		t.more = nil
+	}
+	c.pools.holding.put(h)
+}
+
+// dropFew forgets the holdings of an idle resource, which are all empty.
+func (c *core) dropFew(r *resource) {
+	for h := r.holdings.few; h != nil; {
+		next := h.next
+		c.pools.holding.put(h)
+		h = next
+	}
+	r.holdings.few = nil
+}
 
 // shrink is where a resource has less locked than before.
 type shrink struct {
@@ -61,18 +122,6 @@ func (r *resource) conflicts(rng Range, mode Mode, skip func(*owner) bool, yield
 	}
 }
 
-// holdingOf returns what the owner holds here, nil if nothing.
-func (r *resource) holdingOf(owner Owner) *holding {
-	if h := r.holdings.root; h == nil || h.owner.key == owner {
-		return h
-	}
-	h := r.holdings.seek(func(h *holding) bool { return !h.owner.key.less(owner) })
-	if h == nil || h.owner.key != owner {
-		return nil
-	}
-	return h
-}
-
 // only returns the owner's segment if it has but one.
 func (h *holding) only() *seg {
 	if s := h.segs.root; s != nil && s.mine.left == nil && s.mine.right == nil {
@@ -101,8 +150,16 @@ func (h *holding) after(at uint64) *seg {
 // found last is at hand: one request looks it up several times, and the next
 // is often for the same.
 func (c *core) resource(class Class, name string) *resource {
-	if r := c.lastFound; r != nil && r.class == class && r.name == name {
+	if r := c.lastFound; r.class == class && r.name == name {
 		return r
+	}
+	return c.lookupResource(class, name)
+}
+
+//go:noinline
+func (c *core) lookupResource(class Class, name string) *resource {
+	if class != Record && class != Flock {
+		return nil
 	}
 	r := c.resources[class][name]
 	if r != nil {
@@ -111,32 +168,40 @@ func (c *core) resource(class Class, name string) *resource {
 	return r
 }
 
+// resourceOf returns the resource of this name, new if need be.
 func (c *core) resourceOf(class Class, name string) *resource {
 	r := c.resource(class, name)
 	if r == nil {
-		r = c.pools.resource.get()
-		r.class, r.name = class, name
-		c.resources[class][name] = r
+		r = c.newResource(class, name)
 	}
 	return r
 }
 
-func (r *resource) idle() bool { return r.holdings.empty() && r.groups.empty() }
+//go:noinline
+func (c *core) newResource(class Class, name string) *resource {
+	r := c.pools.resource.get()
+	r.class, r.name = class, name
+	c.resources[class][name] = r
+	return r
+}
+
+func (r *resource) idle() bool { return r.n == 0 }
 
 // freeResource forgets a resource if it is idle.
 func (c *core) freeResource(r *resource) {
-	if r.parked || !r.idle() {
-		return
+	if !r.parked && r.idle() {
+		c.parkResource(r)
 	}
+}
+
+func (c *core) parkResource(r *resource) {
 	r.parked = true
 	if old := c.lots.resource.park(r); old != nil {
 		old.parked = false
 		if old.idle() {
-			if c.lastFound == old {
-				c.lastFound = nil
-			}
 			m := &c.resources[old.class]
 			*m = without(&c.shrinking, mapResources+int(old.class), *m, old.name)
+			c.dropFew(old)
 			c.pools.resource.put(old)
 		}
 	}
@@ -145,28 +210,31 @@ func (c *core) freeResource(r *resource) {
 // take gives the request its range, which conflicts with nothing held by
 // others: it replaces what the owner holds there, and merges with what it
 // touches of the same mode. A merged segment is the newest one's in all else.
-func (c *core) take(req *Request) {
-	r := c.resourceOf(req.Class, req.Name)
+func (c *core) take(r *resource, req *Request) {
 	o := c.ownerOf(req)
-	h := c.holding(r, o)
+	h := r.holdings.of(o)
+	if h == nil {
+		h = c.newHolding(r, o)
+	}
 	merged := req.Range
 	if !h.segs.empty() {
 		merged = c.clear(h, req.Range, req.Mode)
 	}
 	s := c.pools.seg.get()
 	s.Range, s.mode, s.by, s.who, s.since = merged, req.Mode, h, req.Who, c.now
-	s.handle, s.party = c.cameWith(o, req)
+	if !o.came.with(req) {
+		c.cameWith(o, req)
+	}
+	s.handle, s.party = o.came.handle, o.came.party
 	c.addSeg(s)
 }
 
+// holding returns the owner's, new if need be.
 func (c *core) holding(r *resource, o *owner) *holding {
-	h := r.holdingOf(o.key)
-	if h == nil {
-		h = c.pools.holding.get()
-		h.res, h.owner = r, o
-		r.holdings.insert(h, &h.links, c.prio())
+	if h := r.holdings.of(o); h != nil {
+		return h
 	}
-	return h
+	return c.newHolding(r, o)
 }
 
 // clear makes room for a new segment of the owner and returns the range that
@@ -220,7 +288,8 @@ func (c *core) addSeg(s *seg) {
 	c.segs.push(s, &s.ofCore)
 	h.res.n++
 	h.res.tree(s.mode).insert(s, &c.pools.nodes)
-	h.segs.insert(s, &s.mine, c.prio())
+	s.mine.prio = c.prio()
+	h.segs.insert(s)
 	if s.handle != nil {
 		s.handle.segs.push(s, &s.hook)
 	}
@@ -255,8 +324,9 @@ func (c *core) freeHolding(h *holding) {
 		return
 	}
 	r, o := h.res, h.owner
-	r.holdings.remove(h, &h.links)
-	c.pools.holding.put(h)
+	if r.holdings.more != nil {
+		c.dropMore(h)
+	}
 	c.freeOwner(o)
 	c.freeResource(r)
 }
@@ -271,10 +341,15 @@ func (c *core) shrinks(r *resource, rng Range) {
 // giveBack releases what rng covers of a segment.
 func (c *core) giveBack(s *seg, rng Range) {
 	r, gone := s.by.res, s.common(rng)
-	e := c.emit(EventReleased, r.class, r.name, s.mode, gone, s.by.owner.key, s.who)
+	e := c.emit(EventReleased)
+	e.Class, e.Name, e.Mode, e.Range, e.Owner, e.Who = r.class, r.name, s.mode, gone, s.by.owner.key, s.who
 	e.Held = since(s.since, c.now)
 	c.stats.Released[r.class]++
 	c.shrinks(r, gone)
+	if gone == s.Range {
+		c.removeSeg(s)
+		return
+	}
 	c.carve(s, rng)
 }
 
@@ -291,32 +366,37 @@ func (c *core) giveBackAll(h *holding, rng Range) {
 	}
 }
 
-func (c *core) unlock(req *Request) error {
+func (c *core) unlock(req *Request, res *result) {
 	rng := req.Range
 	if req.Class == Flock {
 		rng = Whole
 	}
 	h := c.find(req.Class, req.Name, req.Owner)
 	if h == nil || rng.Start >= rng.End || c.unlocksNothing() {
-		return nil
+		return
 	}
 	if c.quota.tight() && c.splitsOverQuota(h, rng) {
-		return c.refuseQuota()
+		c.refuseQuota(res)
+		return
 	}
 	c.giveBackAll(h, rng)
-	return nil
 }
 
 // find returns what the owner holds on the name, nil if nothing.
 func (c *core) find(class Class, name string, owner Owner) *holding {
-	if class != Record && class != Flock {
-		return nil
-	}
 	r := c.resource(class, name)
 	if r == nil {
 		return nil
 	}
-	return r.holdingOf(owner)
+	o := c.owner(class, owner)
+	if o == nil {
+		return nil
+	}
+	h := r.holdings.of(o)
+	if h == nil || h.segs.empty() {
+		return nil
+	}
+	return h
 }
 
 func (c *core) dropOwner(name string, key Owner) {

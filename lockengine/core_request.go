@@ -4,7 +4,7 @@ import "time"
 
 // normalize fills in what is ignored in a request of this class and says
 // whether it makes sense.
-func normalize(req *Request) error {
+func normalize(req *Request) bool {
 	switch req.Class {
 	case Named:
 		req.Mode, req.Range = Exclusive, Whole
@@ -12,29 +12,38 @@ func normalize(req *Request) error {
 		req.Range = Whole
 	case Record:
 	default:
-		return ErrInvalid
+		return false
 	}
-	mode := req.Mode == Shared || req.Mode == Exclusive
-	if !mode || !req.Range.valid() || req.Name == "" || req.Timeout < 0 {
-		return ErrInvalid
-	}
-	return nil
+	return (req.Mode == Shared || req.Mode == Exclusive) && req.Range.valid() && req.Name != "" && req.Timeout >= 0
 }
 
-func (c *core) try(req *Request, res *result) {
-	if res.err = normalize(req); res.err != nil {
+// request does opTry and opWait.
+func (c *core) request(cmd *command, res *result) {
+	req := cmd.req
+	if !normalize(req) {
+		res.err = ErrInvalid
 		return
 	}
 	if req.Class == Named && c.grantedBefore(req, res) {
 		return
 	}
-	if c.quota.tight() && c.overQuota(req, false) && !c.blocked(req) {
-		res.err = c.refuseQuota()
+	if c.quota.tight() && c.refusesQuota(cmd, res) {
 		return
 	}
-	if c.grantNow(req, res) {
-		return
+	switch {
+	case c.grantNow(req, res):
+		if cmd.op == opWait {
+			c.answered(req)
+		}
+	case cmd.op == opWait:
+		c.wait(cmd, res)
+	default:
+		c.refuse(req, res)
 	}
+}
+
+//go:noinline
+func (c *core) refuse(req *Request, res *result) {
 	c.stats.Refused[req.Class]++
 	if req.Class == Named {
 		c.emitRequest(EventRefused, req)
@@ -42,21 +51,10 @@ func (c *core) try(req *Request, res *result) {
 	res.err = ErrHeld
 }
 
-func (c *core) wait(req *Request, tell func(Grant, error), res *result) {
-	if res.err = normalize(req); res.err != nil {
-		return
-	}
-	if req.Class == Named && c.grantedBefore(req, res) {
-		return
-	}
-	if c.quota.tight() && c.overQuota(req, c.blocked(req)) {
-		res.err = c.refuseQuota()
-		return
-	}
-	if c.grantNow(req, res) {
-		c.answered(req)
-		return
-	}
+// wait makes the request, which conflicts with a lock held, wait, unless that
+// would be a deadlock.
+func (c *core) wait(cmd *command, res *result) {
+	req := cmd.req
 	res.cycle, res.ask = c.judge(req)
 	switch {
 	case res.ask != nil:
@@ -69,7 +67,7 @@ func (c *core) wait(req *Request, tell func(Grant, error), res *result) {
 		return
 	}
 	w := c.enqueue(req)
-	w.tell, res.waiter = tell, w.id
+	w.tell, res.waiter = cmd.tell, w.id
 	c.emitRequest(EventWaiting, req)
 	if res.cycle == cyclePossible {
 		c.stats.Possible++
@@ -94,35 +92,44 @@ func (c *core) grantedBefore(req *Request, res *result) bool {
 // grantNow grants the request, as res then tells, if it conflicts with no lock
 // held.
 func (c *core) grantNow(req *Request, res *result) bool {
-	if req.Class == Flock {
-		if s := c.convert(req); s != nil {
-			res.grant.Since = s.since
-			return true
+	if req.Class == Named {
+		if c.blockerOf(req) != nil && !c.grantsWrongly(req) {
+			return false
 		}
+		c.grant(nil, req, 0, &res.grant)
+		return true
 	}
-	if c.blocked(req) && !c.grantsWrongly(req) {
+	r := c.resource(req.Class, req.Name)
+	if r == nil {
+		r = c.newResource(req.Class, req.Name)
+	}
+	if req.Class == Flock && c.convert(req, res) {
+		return true
+	}
+	if !r.idle() && r.blocks(req) && !c.grantsWrongly(req) {
 		return false
 	}
-	res.grant = c.grant(req, 0)
+	c.grant(r, req, 0, &res.grant)
 	return true
 }
 
 // convert does what flock(2) does first: a lock of the owner in the other mode
 // is dropped, and who waits for it goes ahead; one in this mode stays, and is
-// returned.
-func (c *core) convert(req *Request) *seg {
+// what is granted.
+func (c *core) convert(req *Request, res *result) bool {
 	h := c.find(Flock, req.Name, req.Owner)
 	if h == nil {
-		return nil
+		return false
 	}
 	s := h.segs.first()
 	if s.mode == req.Mode {
 		c.learn(h.owner, req)
-		return s
+		res.grant.Since = s.since
+		return true
 	}
 	c.giveBackAll(h, Whole)
 	c.wake()
-	return nil
+	return false
 }
 
 // blocked: the request conflicts with a lock held.
@@ -131,9 +138,11 @@ func (c *core) blocked(req *Request) bool {
 		return c.blockerOf(req) != nil
 	}
 	r := c.resource(req.Class, req.Name)
-	if r == nil || r.holdings.empty() {
-		return false
-	}
+	return r != nil && r.blocks(req)
+}
+
+// blocks: the request conflicts with a lock held here.
+func (r *resource) blocks(req *Request) bool {
 	b := r.blockers(req.Range, req.Mode)
 	return b != nil && (b == several || b.key != req.Owner)
 }
@@ -153,16 +162,16 @@ func (c *core) blockerOf(req *Request) *named {
 	return nil
 }
 
-// grant gives the request, which conflicts with nothing, its lock.
-func (c *core) grant(req *Request, waited time.Duration) Grant {
-	g := Grant{Since: c.now}
-	if req.Class == Named {
-		g = c.takeName(req)
+// grant gives the request, which conflicts with nothing, its lock on r (nil: a
+// named one), as g then tells.
+func (c *core) grant(r *resource, req *Request, waited time.Duration, g *Grant) {
+	if r == nil {
+		*g = c.takeName(req)
 	} else {
-		c.take(req)
+		c.take(r, req)
+		g.Since = c.now
 	}
 	c.stats.Granted[req.Class]++
 	e := c.emitRequest(EventGranted, req)
 	e.Token, e.Waited = g.Token, waited
-	return g
 }

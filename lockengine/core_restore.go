@@ -158,7 +158,7 @@ func (d *stateDecoder) seg() {
 	if i > 0 && i <= uint64(len(d.texts)) {
 		req.Name = d.texts[i-1]
 	}
-	if !d.check(class != Named && normalize(&req) == nil && !c.blocked(&req)) {
+	if !d.check(class != Named && normalize(&req) && !c.blocked(&req)) {
 		return
 	}
 	h := c.holding(c.resourceOf(class, req.Name), c.ownerNamed(class, owner))
@@ -185,7 +185,7 @@ func (h *holding) roomFor(rng Range, mode Mode) bool {
 func (d *stateDecoder) waiter() {
 	c := d.core
 	w := &waiter{id: WaiterID(d.num()), since: d.instant(), req: d.request()}
-	valid := d.err == nil && normalize(&w.req) == nil && c.blocked(&w.req)
+	valid := d.err == nil && normalize(&w.req) && c.blocked(&w.req)
 	if d.check(valid && w.id != 0 && w.id <= c.nextWaiter && c.waiters[w.id] == nil) {
 		c.link(w)
 		c.stats.Waiting[w.req.Class]++
@@ -202,7 +202,7 @@ func (d *stateDecoder) place() {
 	req := Request{Class: k.class, Mode: k.mode, Name: k.name, Range: k.rng}
 	tail := c.places.queue.tail
 	inOrder := p.due > c.now.Boot && (tail == nil || tail.due <= p.due)
-	if !d.check(normalize(&req) == nil && inOrder && p.id != 0 && p.id <= c.nextWaiter && c.waiters[p.id] == nil) {
+	if !d.check(normalize(&req) && inOrder && p.id != 0 && p.id <= c.nextWaiter && c.waiters[p.id] == nil) {
 		return
 	}
 	if p.handle = c.handleOf(handle); k.class != Named {
@@ -235,6 +235,7 @@ func (d *stateDecoder) event() {
 		l.base, l.last = v.Seq-1, v.Seq-1
 	}
 	if d.check(v.Seq == l.last+1) {
+		l.last++
 		*l.next() = v
 	}
 }

@@ -12,6 +12,9 @@ import (
 // and nobody who was there is there any more; nor if cmd.fresh. No token up to
 // cmd.token is given out again.
 func (c *core) resume(cmd *command, now Instant) {
+	if c.cut != nil {
+		c.cut.rest()
+	}
 	c.changes++
 	c.names.last = max(c.names.last, cmd.token)
 	if reboot := cmd.boot != c.boot; reboot {

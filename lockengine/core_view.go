@@ -53,7 +53,7 @@ func (w *waiter) waiting() Waiting {
 
 // test returns the conflicting lock with the lowest start, then owner.
 func (c *core) test(req *Request) (Lock, bool) {
-	if normalize(req) != nil {
+	if !normalize(req) {
 		return Lock{}, false
 	}
 	if req.Class == Named {
@@ -89,7 +89,7 @@ func (c *core) testOwn(req *Request) (Lock, bool) {
 	if req.Mode == 0 {
 		req.Mode = Shared // it is of no matter here
 	}
-	if normalize(req) != nil {
+	if !normalize(req) {
 		return Lock{}, false
 	}
 	if req.Class == Named {

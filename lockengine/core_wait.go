@@ -126,7 +126,8 @@ func (c *core) groupOf(r *resource, rng Range, mode Mode) *group {
 	g = c.pools.group.get()
 	g.Range, g.mode, g.res = rng, mode, r
 	g.maxEnd = g.End
-	r.groups.insert(g, &g.links, c.prio())
+	g.links.prio = c.prio()
+	r.groups.insert(g)
 	return g
 }
 
@@ -213,11 +214,14 @@ func (c *core) link(w *waiter) {
 		r.n++
 		w.group = c.groupOf(r, w.req.Range, w.req.Mode)
 		w.owner = c.ownerOf(&w.req)
-		w.group.owners.insert(w, &w.byOwner, c.prio())
+		w.byOwner.prio = c.prio()
+		w.group.owners.insert(w)
 		c.ownerWaits(w, (*list[waiter, waitsOfOwner]).push)
-		w.handle, w.party = c.cameWith(w.owner, &w.req)
+		c.cameWith(w.owner, &w.req)
+		w.handle, w.party = w.owner.came.handle, w.owner.came.party
 	}
-	w.group.queue.insert(w, &w.byID, c.prio())
+	w.byID.prio = c.prio()
+	w.group.queue.insert(w)
 	w.group.n++
 	if w.handle != nil {
 		w.handle.waits.push(w, &w.ofHand)
@@ -287,8 +291,16 @@ func (c *core) cancel(id WaiterID, keepPlace bool) bool {
 
 // giveUp ends a wait and completes it with ErrCanceled.
 func (c *core) giveUp(w *waiter) {
-	c.done = append(c.done, completion{waiter: w.id, tell: w.tell, err: ErrCanceled})
+	c.complete(w).err = ErrCanceled
 	c.cancel(w.id, false)
+}
+
+// complete says that a wait is over; the caller says how.
+func (c *core) complete(w *waiter) *completion {
+	c.done = append(c.done, completion{})
+	d := &c.done[len(c.done)-1]
+	d.waiter, d.tell = w.id, w.tell
+	return d
 }
 
 // wake grants to those who wait what was given back, always to the earliest of
@@ -345,8 +357,8 @@ func (c *core) handOff(g *group) {
 
 func (c *core) grantWaiter(w *waiter) {
 	waited := since(w.since, c.now)
-	g := c.grant(&w.req, waited)
-	c.done = append(c.done, completion{waiter: w.id, tell: w.tell, grant: g})
+	d := c.complete(w)
+	c.grant(w.group.res, &w.req, waited, &d.grant)
 	c.unlink(w)
 }
 

@@ -30,16 +30,14 @@ func (l *list[T, H]) push(x *T, k *hook[T]) {
 // remove takes out x, which must be in the list, with k its hook of this list.
 func (l *list[T, H]) remove(x *T, k *hook[T]) {
 	var h H
-	if k.prev == nil {
-		l.head = k.next
-	} else {
-		h.hook(k.prev).next = k.next
+	before, after := &l.head, &l.tail
+	if k.prev != nil {
+		before = &h.hook(k.prev).next
 	}
-	if k.next == nil {
-		l.tail = k.prev
-	} else {
-		h.hook(k.next).prev = k.prev
+	if k.next != nil {
+		after = &h.hook(k.next).prev
 	}
+	*before, *after = k.next, k.prev
 	k.prev, k.next = nil, nil
 }
 
@@ -75,7 +73,18 @@ func (p *pool[T]) get() *T {
 func (p *pool[T]) put(x *T) {
 	var zero T
 	*x = zero
-	if len(p.free) < poolMax {
+	if n := len(p.free); n < cap(p.free) {
+		p.free = p.free[:n+1]
+		p.free[n] = x
+		return
+	}
+	p.grow(x)
+}
+
+//go:noinline
+func (p *pool[T]) grow(x *T) {
+	if n := len(p.free); n < poolMax {
+		p.free = append(make([]*T, 0, min(2*n+8, poolMax)), p.free...)
 		p.free = append(p.free, x)
 	}
 }

@@ -87,7 +87,7 @@ func (l *Local) room(cmd *command) error {
 // seekRoom asks once more for room that there was none of, and says why.
 func (l *Local) seekRoom(cmd *command, n int) error {
 	err := l.roomFor(n)
-	if err != nil && cmd.op == opTry && normalize(cmd.req) == nil && l.core.blocked(cmd.req) {
+	if err != nil && cmd.op == opTry && normalize(cmd.req) && l.core.blocked(cmd.req) {
 		return ErrHeld // as it would be with room
 	}
 	return err

@@ -22,16 +22,18 @@ type treap[T any, O order[T]] struct{ root *T }
 
 func (t *treap[T, O]) empty() bool { return t.root == nil }
 
-// insert adds x, with l its links of this treap: who calls knows them, the treap
-// would have to ask. The summary of x must be that of x alone.
-func (t *treap[T, O]) insert(x *T, l *links[T], prio uint32) {
-	l.prio = prio
+// insert adds x, which has its priority. The summary of x must be that of x
+// alone.
+func (t *treap[T, O]) insert(x *T) {
 	if t.root == nil {
 		t.root = x
 		return
 	}
-	t.root = insertAt[T, O](t.root, x)
+	t.insertMore(x)
 }
+
+//go:noinline
+func (t *treap[T, O]) insertMore(x *T) { t.root = insertAt[T, O](t.root, x) }
 
 func insertAt[T any, O order[T]](n, x *T) *T {
 	var o O
@@ -72,14 +74,18 @@ func split[T any, O order[T]](n, x *T) (low, high *T) {
 	return low, high
 }
 
-// remove takes out x, which must be in the treap, with l its links of this treap.
+// remove takes out x, which must be in the treap, with l its links of this treap:
+// who calls knows them, the treap would have to ask.
 func (t *treap[T, O]) remove(x *T, l *links[T]) {
-	if t.root == x && l.left == nil && l.right == nil {
+	if t.root == x && l.left == l.right { // which are none
 		t.root = nil
 		return
 	}
-	t.root = removeAt[T, O](t.root, x)
+	t.removeMore(x)
 }
+
+//go:noinline
+func (t *treap[T, O]) removeMore(x *T) { t.root = removeAt[T, O](t.root, x) }
 
 func removeAt[T any, O order[T]](n, x *T) *T {
 	var o O

@@ -192,3 +192,36 @@ func TestManyRanges(t *testing.T) {
 		}
 	}
 }
+
+// Whether few or many hold something on a file, and as their number grows and
+// falls, each holds what it locked, and is forgotten when it holds nothing.
+func TestManyOwners(t *testing.T) {
+	const owners = 300
+	rnd := rand.New(rand.NewPCG(1, 6))
+	c := newCore(10)
+	var held [2][owners]bool
+	for i := range 20_000 {
+		file, me := rnd.IntN(2), rnd.IntN(owners)
+		req := Request{Class: Record, Name: fmt.Sprint(file), Owner: Owner{1, uint64(me)}, Mode: Shared, Range: Whole}
+		lock := rnd.IntN(16) < 4+i/1000%2*10
+		held[file][me] = lock
+		cmd := command{op: opUnlock, req: &req}
+		if lock {
+			cmd.op = opTry
+		}
+		require.NoError(t, apply(c, cmd, Instant{}).err)
+		if i%100 != 99 {
+			continue
+		}
+		require.NoError(t, c.checkInvariants())
+		for file := range held {
+			for o, want := range held[file] {
+				h := c.find(Record, fmt.Sprint(file), Owner{1, uint64(o)})
+				require.Equal(t, want, h != nil, "owner %d of file %d", o, file)
+			}
+		}
+	}
+	c.apply(&command{op: opResume, fresh: true}, Instant{}, new(result))
+	require.NoError(t, c.checkInvariants())
+	require.True(t, c.empty())
+}
