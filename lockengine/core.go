@@ -103,7 +103,7 @@ type core struct {
 	lastOwners [lastOwners]*owner
 	handles    map[uint64]*handle
 	parties    map[int32]*party
-	waiters    map[WaiterID]*waiter
+	waiters    waiterTable
 	line       list[waiter, waitsOfCore] // all waiters, as they were linked
 	segs       list[seg, segsOfCore]     // all segments, as they were made
 	names      namedTable
@@ -152,14 +152,13 @@ type core struct {
 	}
 }
 
-const lastOwners = 16
+const lastOwners = 64
 
 func newCore(eventLog int) *core {
 	c := &core{
 		rand:      0x9e3779b97f4a7c15,
 		handles:   map[uint64]*handle{},
 		parties:   map[int32]*party{},
-		waiters:   map[WaiterID]*waiter{},
 		watches:   map[WatchID]*watch{},
 		guarded:   map[string]map[*named]int{},
 		metas:     texts{seed: maphash.MakeSeed()},
@@ -250,7 +249,11 @@ func (c *core) do(cmd *command, res *result) {
 
 // taken says that the driver has taken what was done.
 func (c *core) taken() {
-	clear(c.done)
+	if len(c.done) == 1 { // as mostly: this is no call
+		c.done[0] = completion{}
+	} else {
+		clear(c.done)
+	}
 	c.done = c.done[:0]
 }
 

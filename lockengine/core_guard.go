@@ -5,11 +5,8 @@ package lockengine
 // taken under its master lock; whoever takes it without must not come in
 // between.)
 
-// guard notes that the end of its guard may free a waiter.
+// guard notes that the end of its guard may free a waiter that has one.
 func (c *core) guard(w *waiter) {
-	if w.req.Guard == "" {
-		return
-	}
 	names := c.guarded[w.req.Guard]
 	if names == nil {
 		names = map[*named]int{}
@@ -19,9 +16,6 @@ func (c *core) guard(w *waiter) {
 }
 
 func (c *core) dropGuard(w *waiter) {
-	if w.req.Guard == "" {
-		return
-	}
 	names, n := c.guarded[w.req.Guard], w.group.name
 	if names[n]--; names[n] == 0 {
 		delete(names, n)

@@ -187,7 +187,7 @@ func (k *checker) group(g *group) {
 	last := WaiterID(0)
 	for w := range g.queue.all {
 		n++
-		k.is(w.group == g && k.core.waiters[w.id] == w && w.id > last, "waiter %d out of place", w.id)
+		k.is(w.group == g && k.core.waiters.get(w.id) == w && w.id > last, "waiter %d out of place", w.id)
 		last = w.id
 	}
 	byOwner := 0
@@ -250,10 +250,11 @@ func (k *checker) named(n *named, m *namedMore) {
 
 func (k *checker) waiters() {
 	counts := [4]int{}
-	for id, w := range k.core.waiters {
+	for w := range k.core.line.all {
+		id := w.id
 		counts[w.req.Class]++
 		k.used[w.req.Who.UID]++
-		k.is(w.id == id, "waiter %d under %d", w.id, id)
+		k.is(k.core.waiters.get(id) == w, "waiter %d is not found", id)
 		k.is(w.owner == nil || k.owners[w.req.Class][w.req.Owner] == w.owner, "owner of waiter %d", id)
 		k.is(w.handle == nil || k.handles[w.req.Handle] == w.handle, "handle of waiter %d", id)
 		k.is(w.party == nil || k.parties[w.req.Who.PID] == w.party, "party of waiter %d", id)
@@ -266,7 +267,7 @@ func (k *checker) places() {
 	for p := range k.core.places.queue.all {
 		n++
 		k.is(p.due > k.now.Boot && p.due >= last, "place kept too long")
-		k.is(k.core.waiters[p.id] == nil, "place of one who waits")
+		k.is(k.core.waiters.get(p.id) == nil, "place of one who waits")
 		last = p.due
 	}
 	for key, head := range k.core.places.byKey {
@@ -379,7 +380,7 @@ func (k *checker) membership() {
 	for _, p := range k.parties {
 		k.is(parties[p] == has{waits: count(p.waits.all)}, "party %d: waits", p.pid)
 	}
-	k.is(count(k.line.all) == len(k.core.waiters), "waiters out of line")
+	k.is(count(k.line.all) == k.core.waiters.n, "waiters out of line")
 	k.is(k.lastFound.class == 0 || k.core.resources[k.lastFound.class][k.lastFound.name] == k.lastFound, "found last, but gone")
 }
 
@@ -398,7 +399,7 @@ func (k *checker) graph() {
 		w := &snap.Waiting[i]
 		var want []int
 		for j := range snap.Locks {
-			if inTheWay(&snap.Locks[j], &k.core.waiters[w.ID].req, snap.Locks) {
+			if inTheWay(&snap.Locks[j], &k.core.waiters.get(w.ID).req, snap.Locks) {
 				want = append(want, j)
 			}
 		}
@@ -495,7 +496,7 @@ func (p *paths) owners(any bool) bool {
 				continue
 			}
 			seen[l.Owner] = true
-			for _, w := range p.core.waiters {
+			for w := range p.core.line.all {
 				if w.req.Class == Record && w.req.Owner == l.Owner && back(&w.req) {
 					return true
 				}
@@ -525,7 +526,7 @@ func (p *paths) parties() bool {
 				continue
 			}
 			seen[to] = true
-			for _, w := range p.core.waiters {
+			for w := range p.core.line.all {
 				if w.req.Who.PID == to && back(&w.req) {
 					return true
 				}
@@ -601,7 +602,7 @@ func (k *checker) births() {
 
 // empty says whether nothing is left of what was held and waited for.
 func (c *core) empty() bool {
-	n := len(c.waiters) + len(c.watches) + len(c.places.byKey) + len(c.names.byName) + len(c.names.leases)
+	n := c.waiters.n + len(c.watches) + len(c.places.byKey) + len(c.names.byName) + len(c.names.leases)
 	for _, h := range c.handles {
 		n += change(h.idle(), true)
 	}

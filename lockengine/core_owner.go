@@ -64,17 +64,17 @@ func (c *core) learn(o *owner, req *Request) {
 		o.kind, o.told, o.assumed, o.handle = req.Kind, req.Kind != KindUnknown, false, req.Handle
 		return
 	}
-	was := ownerFacts{o.kind, o.told, o.handle}
 	switch {
 	case req.Kind != KindUnknown:
-		o.kind, o.told = req.Kind, true
+		if o.kind != req.Kind || !o.told {
+			o.kind, o.told = req.Kind, true
+			c.changes++
+		}
 	case req.Handle != 0 && o.handle != 0 && req.Handle != o.handle:
 		c.learnProcess(o)
 	}
-	if req.Handle != 0 {
+	if req.Handle != 0 && req.Handle != o.handle {
 		o.handle = req.Handle
-	}
-	if was != (ownerFacts{o.kind, o.told, o.handle}) {
 		c.changes++
 	}
 }

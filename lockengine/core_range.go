@@ -9,7 +9,7 @@ type resource struct {
 	excl     segTree
 	shared   segTree
 	holdings holdings
-	groups   groupTree
+	groups   treap[group, groupsByRange]
 	n        int // segments and waiters
 }
 

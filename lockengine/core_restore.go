@@ -186,7 +186,7 @@ func (d *stateDecoder) waiter() {
 	c := d.core
 	w := &waiter{id: WaiterID(d.num()), since: d.instant(), req: d.request()}
 	valid := d.err == nil && normalize(&w.req) && c.blocked(&w.req)
-	if d.check(valid && w.id != 0 && w.id <= c.nextWaiter && c.waiters[w.id] == nil) {
+	if d.check(valid && w.id != 0 && w.id <= c.nextWaiter && c.waiters.get(w.id) == nil) {
 		c.link(w)
 		c.stats.Waiting[w.req.Class]++
 	}
@@ -202,7 +202,7 @@ func (d *stateDecoder) place() {
 	req := Request{Class: k.class, Mode: k.mode, Name: k.name, Range: k.rng}
 	tail := c.places.queue.tail
 	inOrder := p.due > c.now.Boot && (tail == nil || tail.due <= p.due)
-	if !d.check(normalize(&req) && inOrder && p.id != 0 && p.id <= c.nextWaiter && c.waiters[p.id] == nil) {
+	if !d.check(normalize(&req) && inOrder && p.id != 0 && p.id <= c.nextWaiter && c.waiters.get(p.id) == nil) {
 		return
 	}
 	if p.handle = c.handleOf(handle); k.class != Named {

@@ -20,6 +20,7 @@ type waiter struct {
 	handle *handle
 	party  *party
 
+	next    *waiter       // in the same bucket of core.waiters
 	byID    links[waiter] // in group.queue
 	byOwner links[waiter] // in group.owners
 	ofCore  hook[waiter]
@@ -55,6 +56,66 @@ func (waitsOfOwner) hook(w *waiter) *hook[waiter]  { return &w.ofOwner }
 func (waitsOfHandle) hook(w *waiter) *hook[waiter] { return &w.ofHand }
 func (waitsOfParty) hook(w *waiter) *hook[waiter]  { return &w.ofParty }
 
+// waiterTable finds waiters by their IDs. It is a hash table through its elements,
+// so that nothing is allocated to wait. IDs are counted up: the last digits spread
+// them.
+type waiterTable struct {
+	buckets []*waiter // none, or a power of two of them
+	n       int       // waiters there are
+}
+
+const minBuckets = 64
+
+func (t *waiterTable) bucket(id WaiterID) **waiter {
+	return &t.buckets[uint64(id)&uint64(len(t.buckets)-1)]
+}
+
+// get returns a waiter, nil if it is not there.
+func (t *waiterTable) get(id WaiterID) *waiter {
+	if t.n == 0 {
+		return nil
+	}
+	w := *t.bucket(id)
+	for w != nil && w.id != id {
+		w = w.next
+	}
+	return w
+}
+
+func (t *waiterTable) add(w *waiter) {
+	if t.n == len(t.buckets) {
+		t.resize(max(minBuckets, 2*t.n))
+	}
+	t.n++
+	at := t.bucket(w.id)
+	w.next, *at = *at, w
+}
+
+// remove takes out w, which must be there. It reports whether the table has become
+// much too large.
+func (t *waiterTable) remove(w *waiter) (large bool) {
+	t.n--
+	at := t.bucket(w.id)
+	for *at != w {
+		at = &(*at).next
+	}
+	*at = w.next
+	return t.n <= smallMap && len(t.buckets) >= largeMap
+}
+
+//go:noinline
+func (t *waiterTable) resize(n int) {
+	old := t.buckets
+	t.buckets = make([]*waiter, n)
+	for _, w := range old {
+		for w != nil {
+			next, at := w.next, t.bucket(w.id)
+			w.next, *at = *at, w
+			w = next
+		}
+	}
+}
+
 // group is the requests that wait for the same range in the same mode on one
 // resource, or for one named lock. What one of them conflicts with is the
 // same for all, but for their own locks.
@@ -74,23 +135,20 @@ type group struct {
 	pos int      // in the heap, from 1; 0: not in it
 }
 
-// groupTree is the groups of one resource by range and mode.
-type groupTree struct {
-	treap[group, groupsByRange]
-}
-
 type groupsByRange struct{}
 
 func (groupsByRange) links(g *group) *links[group] { return &g.links }
 
-func (groupsByRange) less(a, b *group) bool {
-	if a.Start != b.Start {
-		return a.Start < b.Start
+func (groupsByRange) less(a, b *group) bool { return a.before(b.Range, b.mode) }
+
+func (g *group) before(rng Range, mode Mode) bool {
+	if g.Start != rng.Start {
+		return g.Start < rng.Start
 	}
-	if a.End != b.End {
-		return a.End < b.End
+	if g.End != rng.End {
+		return g.End < rng.End
 	}
-	return a.mode < b.mode
+	return g.mode < mode
 }
 
 func (groupsByRange) update(g *group) {
@@ -118,12 +176,17 @@ func groupsOverlapping(g *group, r Range, yield func(*group)) {
 
 // groupOf returns the group for a request on a resource, new if need be.
 func (c *core) groupOf(r *resource, rng Range, mode Mode) *group {
-	like := group{Range: rng, mode: mode}
-	g := r.groups.seek(func(g *group) bool { return !groupsByRange{}.less(g, &like) })
-	if g != nil && g.Range == rng && g.mode == mode {
-		return g
+	for g := r.groups.root; g != nil; {
+		switch {
+		case g.Range == rng && g.mode == mode:
+			return g
+		case g.before(rng, mode):
+			g = g.links.right
+		default:
+			g = g.links.left
+		}
 	}
-	g = c.pools.group.get()
+	g := c.pools.group.get()
 	g.Range, g.mode, g.res = rng, mode, r
 	g.maxEnd = g.End
 	g.links.prio = c.prio()
@@ -200,25 +263,15 @@ func (c *core) enqueue(req *Request) *waiter {
 }
 
 func (c *core) link(w *waiter) {
-	c.waiters[w.id] = w
+	c.waiters.add(w)
 	c.births++
 	w.born = c.births
 	c.line.push(w, &w.ofCore)
 	c.quota.count(w.req.Who.UID, 1)
 	if w.req.Class == Named {
-		w.group = c.queueOf(c.entry(w.req.Name))
-		c.guard(w)
-		w.handle, w.party = c.handleOf(w.req.Handle), c.partyOf(w.req.Who.PID)
+		c.linkNamed(w)
 	} else {
-		r := c.resource(w.req.Class, w.req.Name)
-		r.n++
-		w.group = c.groupOf(r, w.req.Range, w.req.Mode)
-		w.owner = c.ownerOf(&w.req)
-		w.byOwner.prio = c.prio()
-		w.group.owners.insert(w)
-		c.ownerWaits(w, (*list[waiter, waitsOfOwner]).push)
-		c.cameWith(w.owner, &w.req)
-		w.handle, w.party = w.owner.came.handle, w.owner.came.party
+		c.linkFile(w)
 	}
 	w.byID.prio = c.prio()
 	w.group.queue.insert(w)
@@ -226,57 +279,89 @@ func (c *core) link(w *waiter) {
 	if w.handle != nil {
 		w.handle.waits.push(w, &w.ofHand)
 	}
-	if w.party != nil {
-		c.partyWaits(w, (*list[waiter, waitsOfParty]).push)
+	if p := w.party; p != nil {
+		c.partyStuck(p, 1)
+		p.waits.push(w, &w.ofParty)
 	}
+}
+
+//go:noinline
+func (c *core) linkNamed(w *waiter) {
+	w.group = c.queueOf(c.entry(w.req.Name))
+	if w.req.Guard != "" {
+		c.guard(w)
+	}
+	w.handle, w.party = c.handleOf(w.req.Handle), c.partyOf(w.req.Who.PID)
+}
+
+func (c *core) linkFile(w *waiter) {
+	r := c.resource(w.req.Class, w.req.Name)
+	r.n++
+	w.group = c.groupOf(r, w.req.Range, w.req.Mode)
+	o := c.ownerOf(&w.req)
+	w.owner = o
+	w.byOwner.prio = c.prio()
+	w.group.owners.insert(w)
+	c.ownerStuck(o, 1)
+	o.waits.push(w, &w.ofOwner)
+	if !o.came.with(&w.req) {
+		c.cameWith(o, &w.req)
+	}
+	w.handle, w.party = o.came.handle, o.came.party
 }
 
 // unlink takes a waiter out of everything.
 func (c *core) unlink(w *waiter) {
-	c.waiters = without(&c.shrinking, mapWaiters, c.waiters, w.id)
+	if c.waiters.remove(w) {
+		c.waiters.resize(smallMap)
+		c.gave = true
+	}
 	c.cut.waiterGoes(w)
 	c.line.remove(w, &w.ofCore)
 	c.quota.count(w.req.Who.UID, -1)
 	c.stats.Waiting[w.req.Class]--
 	w.group.queue.remove(w, &w.byID)
 	w.group.n--
-	c.dropGuard(w)
-	if w.owner != nil {
+	if w.req.Guard != "" {
+		c.dropGuard(w)
+	}
+	if o := w.owner; o != nil {
 		w.group.res.n--
 		w.group.owners.remove(w, &w.byOwner)
-		c.ownerWaits(w, (*list[waiter, waitsOfOwner]).remove)
-		c.freeOwner(w.owner)
+		o.waits.remove(w, &w.ofOwner)
+		c.ownerStuck(o, -1)
+		c.freeOwner(o)
 	}
 	c.freeGroup(w.group)
 	if w.handle != nil {
 		w.handle.waits.remove(w, &w.ofHand)
 		c.freeHandle(w.handle)
 	}
-	if w.party != nil {
-		c.partyWaits(w, (*list[waiter, waitsOfParty]).remove)
-		c.freeParty(w.party)
+	if p := w.party; p != nil {
+		p.waits.remove(w, &w.ofParty)
+		c.partyStuck(p, -1)
+		c.freeParty(p)
 	}
 	c.pools.waiter.put(w)
 }
 
-// ownerWaits changes the list of the owner's waits, keeping count of stuck ones.
-func (c *core) ownerWaits(w *waiter, edit func(*list[waiter, waitsOfOwner], *waiter, *hook[waiter])) {
-	was := w.owner.stuck()
-	edit(&w.owner.waits, w, &w.ofOwner)
-	if w.owner.class == Record {
-		c.stuckOwners += change(was, w.owner.stuck())
+// ownerStuck counts n more (or fewer) who hold and wait: before the owner's first
+// wait, if it is that, or after the last one.
+func (c *core) ownerStuck(o *owner, n int) {
+	if o.class == Record && o.segs > 0 && o.waits.empty() {
+		c.stuckOwners += n
 	}
 }
 
-func (c *core) partyWaits(w *waiter, edit func(*list[waiter, waitsOfParty], *waiter, *hook[waiter])) {
-	was := w.party.stuck()
-	edit(&w.party.waits, w, &w.ofParty)
-	c.stuckParties += change(was, w.party.stuck())
+func (c *core) partyStuck(p *party, n int) {
+	if p.held > 0 && p.waits.empty() {
+		c.stuckParties += n
+	}
 }
 
 // cancel ends a wait, without completing it.
 func (c *core) cancel(id WaiterID, keepPlace bool) bool {
-	w := c.waiters[id]
+	w := c.waiters.get(id)
 	if w == nil {
 		return false
 	}
@@ -363,8 +448,8 @@ func (c *core) grantWaiter(w *waiter) {
 }
 
 func (c *core) waitersInOrder() []*waiter {
-	ws := make([]*waiter, 0, len(c.waiters))
-	for _, w := range c.waiters {
+	ws := make([]*waiter, 0, c.waiters.n)
+	for w := range c.line.all {
 		ws = append(ws, w)
 	}
 	slices.SortFunc(ws, func(a, b *waiter) int { return int(int64(a.id) - int64(b.id)) })

@@ -126,6 +126,6 @@ func (l *Local) Room() error {
 
 func (c *core) reserve() int {
 	held := &c.stats.Held
-	n := len(c.waiters) + len(c.watches) + held[Named] + held[Record] + held[Flock]
+	n := c.waiters.n + len(c.watches) + held[Named] + held[Record] + held[Flock]
 	return min(reserveMin+reserveEach*n, reserveMax)
 }

@@ -173,7 +173,7 @@ func (l *Local) claim(cmd *command, res *result) bool {
 	}
 	delete(l.replay.byKey, req.Key)
 	delete(l.replay.byID, c.id)
-	w := l.core.waiters[c.id]
+	w := l.core.waiters.get(c.id)
 	switch {
 	case c.decided && l.syncGrants && c.grant.Expiry != Instant{}:
 		res.waiter = l.holdGrant(c.grant, cmd.tell)
@@ -292,7 +292,7 @@ func (l *Local) NamedHandles() (ids []uint64) {
 func (l *Local) WaitsSince(id WaiterID) (since Instant, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	w := l.core.waiters[id]
+	w := l.core.waiters.get(id)
 	if w == nil {
 		return Instant{}, false
 	}

@@ -38,7 +38,6 @@ const (
 	mapNames = iota
 	mapHandles
 	mapParties
-	mapWaiters
 	mapOwners
 	mapResources = mapOwners + 4
 	mapsInAll    = mapResources + 4
