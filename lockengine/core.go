@@ -215,7 +215,7 @@ func (c *core) apply(cmd *command, now Instant, res *result) *command {
 // tick only lets time pass.
 var tick = command{op: opTick}
 
-// do does the commands that are not most of all.
+// do does the commands that come less often than those above.
 func (c *core) do(cmd *command, res *result) {
 	switch cmd.op {
 	case opCancel:

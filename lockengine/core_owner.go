@@ -299,8 +299,14 @@ func (c *core) parkParty(p *party) {
 // ownerHolds counts n more (or fewer) segments for the owner. The owner is
 // not freed.
 func (c *core) ownerHolds(o *owner, n int) {
-	o.segs += n
-	if o.class == Record && !o.waits.empty() {
+	if o.segs += n; !o.waits.empty() {
+		c.ownerHeld(o, n)
+	}
+}
+
+//go:noinline
+func (c *core) ownerHeld(o *owner, n int) {
+	if o.class == Record {
 		c.stuckOwners += change(o.segs-n > 0, o.segs > 0)
 	}
 }

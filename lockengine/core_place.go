@@ -133,11 +133,14 @@ func (c *core) forgetPlaces(boot int64) {
 
 // placeOf returns the earliest place kept for the request, nil if there is none.
 func (c *core) placeOf(req *Request) *place {
-	if len(c.places.byKey) == 0 {
+	if c.places.queue.empty() {
 		return nil
 	}
-	return c.places.byKey[placeKeyOf(req)]
+	return c.keptPlace(req)
 }
+
+//go:noinline
+func (c *core) keptPlace(req *Request) *place { return c.places.byKey[placeKeyOf(req)] }
 
 // answered forgets the place of a request that got its answer without it.
 func (c *core) answered(req *Request) {

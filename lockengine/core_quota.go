@@ -60,7 +60,7 @@ func (q *quota) over(uid uint32, n int) bool {
 // It is asked only if the quota is tight.
 func (c *core) overQuota(req *Request, blocked bool) bool {
 	uid, n := req.Who.UID, 1
-	h := c.find(req.Class, req.Name, req.Owner)
+	h := c.find(req)
 	if h == nil || blocked && req.Class == Record {
 		return c.quota.over(uid, n)
 	}

@@ -220,12 +220,12 @@ func (c *core) take(r *resource, req *Request) {
 	if !h.segs.empty() {
 		merged = c.clear(h, req.Range, req.Mode)
 	}
-	s := c.pools.seg.get()
-	s.Range, s.mode, s.by, s.who, s.since = merged, req.Mode, h, req.Who, c.now
 	if !o.came.with(req) {
-		c.cameWith(o, req)
+		c.cameWith(o, req) // not before: what makes room may forget a handle
 	}
-	s.handle, s.party = o.came.handle, o.came.party
+	s := c.pools.seg.get()
+	s.Range, s.mode, s.by, s.handle, s.party = merged, req.Mode, h, o.came.handle, o.came.party
+	s.who, s.since = req.Who, c.now
 	c.addSeg(s)
 }
 
@@ -248,7 +248,7 @@ func (c *core) clear(h *holding, rng Range, mode Mode) Range {
 			merged = Range{min(merged.Start, s.Start), max(merged.End, s.End)}
 			c.removeSeg(s)
 		case s.overlaps(rng):
-			if s.mode == Exclusive {
+			if s.mode == Exclusive && !h.res.groups.empty() {
 				c.shrinks(h.res, s.common(rng))
 			}
 			c.carve(s, rng)
@@ -288,8 +288,7 @@ func (c *core) addSeg(s *seg) {
 	c.segs.push(s, &s.ofCore)
 	h.res.n++
 	h.res.tree(s.mode).insert(s, &c.pools.nodes)
-	s.mine.prio = c.prio()
-	h.segs.insert(s)
+	h.segs.insert(s, &s.mine, c)
 	if s.handle != nil {
 		s.handle.segs.push(s, &s.hook)
 	}
@@ -331,12 +330,10 @@ func (c *core) freeHolding(h *holding) {
 	c.freeResource(r)
 }
 
-// shrinks notes that less is locked in rng, for wake.
-func (c *core) shrinks(r *resource, rng Range) {
-	if !r.groups.empty() {
-		c.shrunk = append(c.shrunk, shrink{r, rng})
-	}
-}
+// shrinks notes that less is locked in rng, for wake. It is told if any wait here.
+//
+//go:noinline
+func (c *core) shrinks(r *resource, rng Range) { c.shrunk = append(c.shrunk, shrink{r, rng}) }
 
 // giveBack releases what rng covers of a segment.
 func (c *core) giveBack(s *seg, rng Range) {
@@ -345,7 +342,9 @@ func (c *core) giveBack(s *seg, rng Range) {
 	e.Class, e.Name, e.Mode, e.Range, e.Owner, e.Who = r.class, r.name, s.mode, gone, s.by.owner.key, s.who
 	e.Held = since(s.since, c.now)
 	c.stats.Released[r.class]++
-	c.shrinks(r, gone)
+	if !r.groups.empty() {
+		c.shrinks(r, gone)
+	}
 	if gone == s.Range {
 		c.removeSeg(s)
 		return
@@ -371,7 +370,7 @@ func (c *core) unlock(req *Request, res *result) {
 	if req.Class == Flock {
 		rng = Whole
 	}
-	h := c.find(req.Class, req.Name, req.Owner)
+	h := c.find(req)
 	if h == nil || rng.Start >= rng.End || c.unlocksNothing() {
 		return
 	}
@@ -383,12 +382,12 @@ func (c *core) unlock(req *Request, res *result) {
 }
 
 // find returns what the owner holds on the name, nil if nothing.
-func (c *core) find(class Class, name string, owner Owner) *holding {
-	r := c.resource(class, name)
+func (c *core) find(req *Request) *holding {
+	r := c.resource(req.Class, req.Name)
 	if r == nil {
 		return nil
 	}
-	o := c.owner(class, owner)
+	o := c.owner(req.Class, req.Owner)
 	if o == nil {
 		return nil
 	}
@@ -411,8 +410,10 @@ func (c *core) dropOwner(name string, key Owner) {
 			c.forgetPlace(p)
 		}
 	}
-	if h := c.find(Record, name, key); h != nil {
-		c.giveBackAll(h, Whole)
+	if r := c.resource(Record, name); r != nil {
+		if h := r.holdings.of(o); h != nil {
+			c.giveBackAll(h, Whole)
+		}
 	}
 }
 

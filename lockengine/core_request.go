@@ -117,7 +117,7 @@ func (c *core) grantNow(req *Request, res *result) bool {
 // is dropped, and who waits for it goes ahead; one in this mode stays, and is
 // what is granted.
 func (c *core) convert(req *Request, res *result) bool {
-	h := c.find(Flock, req.Name, req.Owner)
+	h := c.find(req)
 	if h == nil {
 		return false
 	}

@@ -99,7 +99,7 @@ func (c *core) testOwn(req *Request) (Lock, bool) {
 		}
 		return n.lock(), true
 	}
-	h := c.find(req.Class, req.Name, req.Owner)
+	h := c.find(req)
 	if h == nil {
 		return Lock{}, false
 	}

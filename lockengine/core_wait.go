@@ -189,8 +189,7 @@ func (c *core) groupOf(r *resource, rng Range, mode Mode) *group {
 	g := c.pools.group.get()
 	g.Range, g.mode, g.res = rng, mode, r
 	g.maxEnd = g.End
-	g.links.prio = c.prio()
-	r.groups.insert(g)
+	r.groups.insert(g, &g.links, c)
 	return g
 }
 
@@ -273,8 +272,7 @@ func (c *core) link(w *waiter) {
 	} else {
 		c.linkFile(w)
 	}
-	w.byID.prio = c.prio()
-	w.group.queue.insert(w)
+	w.group.queue.insert(w, &w.byID, c)
 	w.group.n++
 	if w.handle != nil {
 		w.handle.waits.push(w, &w.ofHand)
@@ -300,8 +298,7 @@ func (c *core) linkFile(w *waiter) {
 	w.group = c.groupOf(r, w.req.Range, w.req.Mode)
 	o := c.ownerOf(&w.req)
 	w.owner = o
-	w.byOwner.prio = c.prio()
-	w.group.owners.insert(w)
+	w.group.owners.insert(w, &w.byOwner, c)
 	c.ownerStuck(o, 1)
 	o.waits.push(w, &w.ofOwner)
 	if !o.came.with(&w.req) {

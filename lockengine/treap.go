@@ -22,18 +22,22 @@ type treap[T any, O order[T]] struct{ root *T }
 
 func (t *treap[T, O]) empty() bool { return t.root == nil }
 
-// insert adds x, which has its priority. The summary of x must be that of x
-// alone.
-func (t *treap[T, O]) insert(x *T) {
+// insert adds x, with l its links of this treap: who calls knows them, the treap
+// would have to ask. The summary of x must be that of x alone. The first element
+// has the lowest priority of all.
+func (t *treap[T, O]) insert(x *T, l *links[T], c *core) {
 	if t.root == nil {
 		t.root = x
 		return
 	}
-	t.insertMore(x)
+	t.insertMore(x, l, c)
 }
 
 //go:noinline
-func (t *treap[T, O]) insertMore(x *T) { t.root = insertAt[T, O](t.root, x) }
+func (t *treap[T, O]) insertMore(x *T, l *links[T], c *core) {
+	l.prio = c.prio()
+	t.root = insertAt[T, O](t.root, x)
+}
 
 func insertAt[T any, O order[T]](n, x *T) *T {
 	var o O
@@ -74,8 +78,7 @@ func split[T any, O order[T]](n, x *T) (low, high *T) {
 	return low, high
 }
 
-// remove takes out x, which must be in the treap, with l its links of this treap:
-// who calls knows them, the treap would have to ask.
+// remove takes out x, which must be in the treap, with l its links of this treap.
 func (t *treap[T, O]) remove(x *T, l *links[T]) {
 	if t.root == x && l.left == l.right { // which are none
 		t.root = nil

@@ -68,12 +68,18 @@ func (t *segTree) insertMore(s *seg, p *segNodes) {
 		n++
 	}
 	s.next, *at = *at, s
-	if n <= fewSegs {
-		return
+	if n > fewSegs {
+		t.grow(p)
 	}
+}
+
+// grow makes the list a tree.
+//
+//go:noinline
+func (t *segTree) grow(p *segNodes) {
 	t.root = p.get(false)
 	for t.few != nil {
-		s = t.few
+		s := t.few
 		t.few, s.next = s.next, nil
 		t.root.put(t.root.n, s)
 	}

@@ -216,7 +216,7 @@ func TestManyOwners(t *testing.T) {
 		require.NoError(t, c.checkInvariants())
 		for file := range held {
 			for o, want := range held[file] {
-				h := c.find(Record, fmt.Sprint(file), Owner{1, uint64(o)})
+				h := c.find(&Request{Class: Record, Name: fmt.Sprint(file), Owner: Owner{1, uint64(o)}})
 				require.Equal(t, want, h != nil, "owner %d of file %d", o, file)
 			}
 		}
@@ -224,4 +224,12 @@ func TestManyOwners(t *testing.T) {
 	c.apply(&command{op: opResume, fresh: true}, Instant{}, new(result))
 	require.NoError(t, c.checkInvariants())
 	require.True(t, c.empty())
+	for i := range 2 * lotSize {
+		cmd := command{op: opTry, req: &Request{Class: Record, Name: fmt.Sprint("other ", i), Mode: Shared, Range: Whole}}
+		for cmd.op = range opUnlock + 1 {
+			apply(c, cmd, Instant{})
+		}
+	}
+	require.NoError(t, c.checkInvariants())
+	require.Nil(t, c.resource(Record, "0"), "still parked")
 }
