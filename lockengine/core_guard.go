@@ -15,6 +15,7 @@ func (c *core) guard(w *waiter) {
 	names[w.group.name]++
 }
 
+//go:noinline
 func (c *core) dropGuard(w *waiter) {
 	names, n := c.guarded[w.req.Guard], w.group.name
 	if names[n]--; names[n] == 0 {

@@ -103,11 +103,13 @@ func (c *core) grantNow(req *Request, res *result) bool {
 	if r == nil {
 		r = c.newResource(req.Class, req.Name)
 	}
-	if req.Class == Flock && c.convert(req, res) {
-		return true
-	}
-	if !r.idle() && r.blocks(req) && !c.grantsWrongly(req) {
-		return false
+	if !r.idle() {
+		if req.Class == Flock && c.convert(req, res) {
+			return true
+		}
+		if r.blocks(req) && !c.grantsWrongly(req) {
+			return false
+		}
 	}
 	c.grant(r, req, 0, &res.grant)
 	return true
