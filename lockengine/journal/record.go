@@ -69,7 +69,7 @@ type tail struct {
 	mem    []byte // of the file, from an offset on that is aligned
 	from   int64
 	base   uint64 // the position of the file's first byte
-	padded []byte // used again
+	padded []byte // used again, for payloads that need padding
 }
 
 // append writes a record for which there must be room, and returns the position
@@ -101,10 +101,15 @@ func (t *tail) append(kind uint8, data []byte) uint64 {
 //
 //go:noinline
 func (t *tail) pad(data []byte) []byte {
-	t.padded = append(t.padded[:0], data...)
-	t.padded = append(t.padded, padding[:-(recordHeader+len(data))&(recordAlign-1)]...)
-	return t.padded
+	data = append(append(t.padded[:0], data...), padding[:-(recordHeader+len(data))&(recordAlign-1)]...)
+	if cap(data) <= keptPadded {
+		t.padded = data
+	}
+	return data
 }
+
+// keptPadded is how large a padded payload may be whose memory is used again.
+const keptPadded = 64 << 10
 
 var padding [recordAlign - 1]byte // of zeros
 
