@@ -272,7 +272,7 @@ func (cmd *command) setFlags(b byte) {
 	cmd.keep, cmd.extend, cmd.fresh = b&1 != 0, b&2 != 0, b&4 != 0
 }
 
-// command reads what the encoder's command wrote.
+// command reads what the recorder's command wrote.
 func (r *decoder) command(before *told) (cmd command, at Instant) {
 	r.format()
 	cmd.op, cmd.req = op(r.byte()), new(Request)

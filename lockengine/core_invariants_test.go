@@ -99,7 +99,7 @@ func (k *checker) holdings(r *resource) {
 		k.is(r.holdings.of(h.owner) == h, "two holdings of one owner")
 	}
 	k.is(few <= fewHoldings, "%d are not few", few)
-	k.is(r.holdings.more == nil || len(r.holdings.more) > 0, "empty map")
+	k.is(len(r.holdings.more) <= r.holdings.most, "a map that was never so large")
 	for o, h := range r.holdings.more {
 		k.is(h.owner == o && !h.segs.empty() && r.holdings.of(o) == h && h.next == nil, "holding of %v out of place", o.key)
 	}

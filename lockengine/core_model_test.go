@@ -563,3 +563,20 @@ func FuzzModel(f *testing.F) {
 	f.Add([]byte("locks, waits, unlocks, cancels, drops, releases, renews, passes"))
 	f.Fuzz(func(t *testing.T, data []byte) { newDuel(t, data[:min(len(data), 4000)]).run() })
 }
+
+// A guard is for named locks; a request for a lock on a file that has one is as
+// if it had none.
+func TestGuardOfAFile(t *testing.T) {
+	c := newCore(10)
+	req := func(owner uint64) *Request {
+		return &Request{Class: Record, Name: "f", Owner: Owner{1, owner}, Mode: Exclusive, Range: Whole, Guard: "g"}
+	}
+	require.NoError(t, apply(c, command{op: opTry, req: req(1)}, Instant{}).err)
+	w := apply(c, command{op: opWait, req: req(2)}, Instant{}).waiter
+	require.NotZero(t, w)
+	require.True(t, apply(c, command{op: opCancel, waiter: w}, Instant{}).ok)
+	require.NotZero(t, apply(c, command{op: opWait, req: req(3)}, Instant{}).waiter)
+	require.NoError(t, apply(c, command{op: opUnlock, req: req(1)}, Instant{}).err)
+	require.NotNil(t, c.find(req(3)))
+	require.NoError(t, c.checkInvariants())
+}

@@ -1,7 +1,8 @@
 package lockengine
 
 // owner is what is known of an owner of locks of one class, as long as it has
-// a lock, waits, or has a place kept.
+// a lock, waits, or has a place kept. Of one that is parked all is forgotten when
+// it is back: see learn.
 type owner struct {
 	key     Owner
 	class   Class

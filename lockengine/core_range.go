@@ -1,5 +1,7 @@
 package lockengine
 
+import "maps"
+
 // resource is one name with locks or waiters of the classes Record and Flock.
 // A flock lock is a segment that covers the whole.
 type resource struct {
@@ -27,7 +29,8 @@ type holding struct {
 // so (an owner that was forgotten may be another one now). More are in a map.
 type holdings struct {
 	few  *holding
-	more map[*owner]*holding // nil: there are few
+	more map[*owner]*holding // nil: there never were more
+	most int                 // in more since it was made
 }
 
 const fewHoldings = 8
@@ -63,18 +66,23 @@ func (c *core) newHolding(r *resource, o *owner) *holding {
 			t.more = map[*owner]*holding{}
 		}
 		t.more[o] = h
+		t.most = max(t.most, len(t.more))
 	}
 	return h
 }
 
-// dropMore takes a holding that is empty out of the map, if it is in it.
+// dropMore takes a holding that is empty out of the map, if it is in it. A map that
+// was large is made anew when few are left: it would keep its memory.
 func (c *core) dropMore(h *holding) {
 	t := &h.res.holdings
 	if t.more[h.owner] == nil {
 		return
 	}
-	if delete(t.more, h.owner); len(t.more) == 0 {
-		t.more = nil
+	delete(t.more, h.owner)
+	if n := len(t.more); t.most >= largeMap && n <= smallMap {
+		more := make(map[*owner]*holding, n)
+		maps.Copy(more, t.more)
+		t.more, t.most, c.gave = more, n, true
 	}
 	c.pools.holding.put(h)
 }

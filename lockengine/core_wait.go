@@ -62,11 +62,21 @@ func (waitsOfParty) hook(w *waiter) *hook[waiter]  { return &w.ofParty }
 type waiterTable struct {
 	buckets []*waiter // none, or a power of two of them
 	n       int       // waiters there are
+
+	// old is the buckets before the table grew, nil if the first moved of them are
+	// all. It grows in steps, so that nobody is kept waiting by it.
+	old   []*waiter
+	moved int
 }
 
 const minBuckets = 64
 
 func (t *waiterTable) bucket(id WaiterID) **waiter {
+	if t.old != nil {
+		if i := int(uint64(id) & uint64(len(t.old)-1)); i >= t.moved {
+			return &t.old[i]
+		}
+	}
 	return &t.buckets[uint64(id)&uint64(len(t.buckets)-1)]
 }
 
@@ -83,8 +93,8 @@ func (t *waiterTable) get(id WaiterID) *waiter {
 }
 
 func (t *waiterTable) add(w *waiter) {
-	if t.n == len(t.buckets) {
-		t.resize(max(minBuckets, 2*t.n))
+	if t.n >= len(t.buckets) || t.old != nil {
+		t.grow()
 	}
 	t.n++
 	at := t.bucket(w.id)
@@ -103,16 +113,24 @@ func (t *waiterTable) remove(w *waiter) (large bool) {
 	return t.n <= smallMap && len(t.buckets) >= largeMap
 }
 
+// grow begins to double the table, or takes the next step: to fill it takes as many
+// waiters as there are steps.
+//
 //go:noinline
-func (t *waiterTable) resize(n int) {
-	old := t.buckets
-	t.buckets = make([]*waiter, n)
-	for _, w := range old {
-		for w != nil {
-			next, at := w.next, t.bucket(w.id)
-			w.next, *at = *at, w
-			w = next
-		}
+func (t *waiterTable) grow() {
+	if t.old == nil {
+		t.old, t.moved, t.buckets = t.buckets, 0, make([]*waiter, max(minBuckets, 2*t.n))
+	}
+	if t.moved == len(t.old) {
+		t.old = nil
+		return
+	}
+	w := t.old[t.moved]
+	t.old[t.moved] = nil
+	for t.moved++; w != nil; {
+		next, at := w.next, t.bucket(w.id)
+		w.next, *at = *at, w
+		w = next
 	}
 }
 
@@ -307,19 +325,30 @@ func (c *core) linkFile(w *waiter) {
 	w.handle, w.party = o.came.handle, o.came.party
 }
 
+// shrinkWaiters makes the table of the few waiters there are anew.
+//
+//go:noinline
+func (c *core) shrinkWaiters() {
+	c.waiters = waiterTable{}
+	for w := range c.line.all {
+		c.waiters.add(w)
+	}
+	c.gave = true
+}
+
 // unlink takes a waiter out of everything.
 func (c *core) unlink(w *waiter) {
-	if c.waiters.remove(w) {
-		c.waiters.resize(smallMap)
-		c.gave = true
-	}
+	large := c.waiters.remove(w)
 	c.cut.waiterGoes(w)
 	c.line.remove(w, &w.ofCore)
+	if large {
+		c.shrinkWaiters()
+	}
 	c.quota.count(w.req.Who.UID, -1)
 	c.stats.Waiting[w.req.Class]--
 	w.group.queue.remove(w, &w.byID)
 	w.group.n--
-	if w.req.Guard != "" {
+	if w.req.Class == Named && w.req.Guard != "" {
 		c.dropGuard(w)
 	}
 	if o := w.owner; o != nil {
@@ -439,7 +468,7 @@ func (c *core) handOff(g *group) {
 
 func (c *core) grantWaiter(w *waiter) {
 	waited := since(w.since, c.now)
-	d := c.complete(w)
+	d := c.complete(w) // and to grant completes nothing else
 	c.grant(w.group.res, &w.req, waited, &d.grant)
 	c.unlink(w)
 }

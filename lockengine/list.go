@@ -91,7 +91,7 @@ func (p *pool[T]) grow(x *T) {
 
 // lot parks what has become idle for a while before it is forgotten: who locks
 // and unlocks again and again is then found where it was, which saves most of
-// the cost of an uncontended lock. What is parked is as good as new.
+// the cost of an uncontended lock.
 type lot[T any] struct {
 	parked [lotSize]*T
 	at     int

@@ -216,8 +216,8 @@ func (l *Local) tick() {
 	}
 }
 
-// settle ends every method: it sets the alarm, unlocks the mutex, and then
-// calls back, in the order in which the core completed.
+// settle ends every method but do, which has a shorter way: it sets the alarm,
+// unlocks the mutex, and then calls back, in the order in which the core completed.
 func (l *Local) settle() {
 	if l.owes() {
 		l.tell()

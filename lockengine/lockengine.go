@@ -333,7 +333,7 @@ var (
 // Engine grants locks. Implementations pass the shared suite enginetest.Run.
 //
 // A Request stays its caller's, to be used again once the method returns. What
-// is ignored in one of its class, mode or range, the method may fill in.
+// is ignored in one of its class, the method may fill in.
 type Engine interface {
 	// Try grants req now or fails with ErrHeld.
 	Try(req *Request) (Grant, error)

@@ -233,3 +233,51 @@ func TestManyOwners(t *testing.T) {
 	require.NoError(t, c.checkInvariants())
 	require.Nil(t, c.resource(Record, "0"), "still parked")
 }
+
+// Waiters are found, and no others, while their table grows and when many went.
+func TestWaiterTable(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 7))
+	var table waiterTable
+	waiting := map[WaiterID]*waiter{}
+	for id := WaiterID(1); id <= 20_000; id++ {
+		w := &waiter{id: id}
+		waiting[id] = w
+		table.add(w)
+		if other := WaiterID(rnd.Uint64N(uint64(id)) + 1); id%3 == 0 && waiting[other] != nil {
+			table.remove(waiting[other])
+			delete(waiting, other)
+		}
+		for range 10 {
+			some := WaiterID(rnd.Uint64N(uint64(id) + 2))
+			require.True(t, table.get(some) == waiting[some], "waiter %d of %d", some, id)
+		}
+	}
+	require.Equal(t, len(waiting), table.n)
+	for id, w := range waiting {
+		require.True(t, table.get(id) == w, "waiter %d", id)
+		table.remove(w)
+		require.Nil(t, table.get(id))
+	}
+	require.Zero(t, table.n)
+}
+
+// When of many who held something on a file few are left, the map that found them
+// is not as large as it was.
+func TestManyHoldersGo(t *testing.T) {
+	const n = 2 * largeMap
+	c := newCore(10)
+	req := func(i int) *Request {
+		return &Request{Class: Flock, Name: "f", Owner: Owner{1, uint64(i)}, Mode: Shared}
+	}
+	for i := range n {
+		require.NoError(t, apply(c, command{op: opTry, req: req(i)}, Instant{}).err)
+	}
+	for i := range n - 1 {
+		require.NoError(t, apply(c, command{op: opUnlock, req: req(i)}, Instant{}).err)
+	}
+	r := c.resource(Flock, "f")
+	require.LessOrEqual(t, r.holdings.most, smallMap)
+	require.True(t, c.gave, "the memory is given back")
+	require.NotNil(t, c.find(req(n-1)))
+	require.NoError(t, c.checkInvariants())
+}

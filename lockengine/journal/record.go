@@ -5,6 +5,7 @@ import (
 	"hash/crc32"
 	"iter"
 	"math/bits"
+	"slices"
 	"sync/atomic"
 	"unsafe"
 
@@ -101,15 +102,17 @@ func (t *tail) append(kind uint8, data []byte) uint64 {
 //
 //go:noinline
 func (t *tail) pad(data []byte) []byte {
-	data = append(append(t.padded[:0], data...), padding[:-(recordHeader+len(data))&(recordAlign-1)]...)
+	n := -(recordHeader + len(data)) & (recordAlign - 1)
+	data = append(append(slices.Grow(t.padded[:0], len(data)+n), data...), padding[:n]...)
 	if cap(data) <= keptPadded {
 		t.padded = data
 	}
 	return data
 }
 
-// keptPadded is how large a padded payload may be whose memory is used again.
-const keptPadded = 64 << 10
+// keptPadded is how large a padded payload may be whose memory is used again: that
+// of all parts of a snapshot.
+const keptPadded = 2 << 20
 
 var padding [recordAlign - 1]byte // of zeros
 
