@@ -249,11 +249,7 @@ func (c *core) do(cmd *command, res *result) {
 
 // taken says that the driver has taken what was done.
 func (c *core) taken() {
-	if len(c.done) == 1 { // as mostly: this is no call
-		c.done[0] = completion{}
-	} else {
-		clear(c.done)
-	}
+	clear(c.done)
 	c.done = c.done[:0]
 }
 

@@ -15,12 +15,13 @@ const (
 	firstEventLog   = 64
 )
 
-// next is the slot of the event to write now, whose number is to be last.
+// next is the slot of the event to write now, whose number is last then.
 func (l *eventLog) next() *Event {
 	if l.slot == len(l.ring) {
 		l.turn()
 	}
 	l.slot++
+	l.last++
 	return &l.ring[l.slot-1]
 }
 
@@ -78,7 +79,6 @@ func (l *eventLog) lastOnes(limit uint64) []Event {
 // the stack and copied.
 func (c *core) emit(kind EventKind) *Event {
 	c.changes++
-	c.log.last++
 	e := c.log.next()
 	e.Seq, e.At, e.Kind = c.log.last, c.now, kind
 	e.Token, e.Waited, e.Held, e.Refused = 0, 0, 0, false

@@ -98,10 +98,7 @@ func (c *core) learnProcess(o *owner) {
 // ownerOf returns the state of the request's owner, new if need be, with what
 // the request tells of it.
 func (c *core) ownerOf(req *Request) *owner {
-	o := c.owner(req.Class, req.Owner)
-	if o == nil {
-		o = c.newOwner(req.Class, req.Owner)
-	}
+	o := c.ownerNamed(req.Class, req.Owner)
 	c.learn(o, req)
 	return o
 }

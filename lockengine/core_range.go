@@ -220,10 +220,7 @@ func (c *core) parkResource(r *resource) {
 // touches of the same mode. A merged segment is the newest one's in all else.
 func (c *core) take(r *resource, req *Request) {
 	o := c.ownerOf(req)
-	h := r.holdings.of(o)
-	if h == nil {
-		h = c.newHolding(r, o)
-	}
+	h := c.holding(r, o)
 	merged := req.Range
 	if !h.segs.empty() {
 		merged = c.clear(h, req.Range, req.Mode)

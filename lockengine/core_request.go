@@ -99,10 +99,7 @@ func (c *core) grantNow(req *Request, res *result) bool {
 		c.grant(nil, req, 0, &res.grant)
 		return true
 	}
-	r := c.resource(req.Class, req.Name)
-	if r == nil {
-		r = c.newResource(req.Class, req.Name)
-	}
+	r := c.resourceOf(req.Class, req.Name)
 	if !r.idle() {
 		if req.Class == Flock && c.convert(req, res) {
 			return true

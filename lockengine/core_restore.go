@@ -235,7 +235,6 @@ func (d *stateDecoder) event() {
 		l.base, l.last = v.Seq-1, v.Seq-1
 	}
 	if d.check(v.Seq == l.last+1) {
-		l.last++
 		*l.next() = v
 	}
 }

@@ -194,17 +194,11 @@ func groupsOverlapping(g *group, r Range, yield func(*group)) {
 
 // groupOf returns the group for a request on a resource, new if need be.
 func (c *core) groupOf(r *resource, rng Range, mode Mode) *group {
-	for g := r.groups.root; g != nil; {
-		switch {
-		case g.Range == rng && g.mode == mode:
-			return g
-		case g.before(rng, mode):
-			g = g.links.right
-		default:
-			g = g.links.left
-		}
+	g := r.groups.seek(func(g *group) bool { return !g.before(rng, mode) })
+	if g != nil && g.Range == rng && g.mode == mode {
+		return g
 	}
-	g := c.pools.group.get()
+	g = c.pools.group.get()
 	g.Range, g.mode, g.res = rng, mode, r
 	g.maxEnd = g.End
 	r.groups.insert(g, &g.links, c)

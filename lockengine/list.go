@@ -73,18 +73,7 @@ func (p *pool[T]) get() *T {
 func (p *pool[T]) put(x *T) {
 	var zero T
 	*x = zero
-	if n := len(p.free); n < cap(p.free) {
-		p.free = p.free[:n+1]
-		p.free[n] = x
-		return
-	}
-	p.grow(x)
-}
-
-//go:noinline
-func (p *pool[T]) grow(x *T) {
-	if n := len(p.free); n < poolMax {
-		p.free = append(make([]*T, 0, min(2*n+8, poolMax)), p.free...)
+	if len(p.free) < poolMax {
 		p.free = append(p.free, x)
 	}
 }

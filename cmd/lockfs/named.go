@@ -47,10 +47,14 @@ func badTimeout(s string) error {
 	return fail(exitUsage, "timeout %q is not a duration greater than zero: write seconds, or 90s, 5m, 1h30m, 1d", s)
 }
 
-// checkWait reads the seconds, or DURATION, of --wait and -w; 0 is not to wait.
-func checkWait(flag, s string) error {
+// checkWait checks the seconds, or DURATION, of --wait and -w: 0 is not to wait, ""
+// to wait as long as it takes.
+func checkWait(s string) error {
+	if s == "" {
+		return nil
+	}
 	if _, err := fs.ParseSpan(s); err != nil {
-		return fail(exitUsage, "%s %q is not a duration: write seconds, or 90s, 5m, 1h30m, 1d, or 0 for not at all", flag, s)
+		return fail(exitUsage, "--wait %q is not a duration: write seconds, or 90s, 5m, 1h30m, 1d, or 0 for not at all", s)
 	}
 	return nil
 }
@@ -111,10 +115,8 @@ func newTake() *cobra.Command {
 			if _, err := checkTimeout(args[1]); err != nil {
 				return err
 			}
-			if wait != "" {
-				if err := checkWait("--wait", wait); err != nil {
-					return err
-				}
+			if err := checkWait(wait); err != nil {
+				return err
 			}
 			token, err := take(filepath.Join(mount, "take", args[0]+"+"+args[1]), wait)
 			if errors.Is(err, os.ErrNotExist) {

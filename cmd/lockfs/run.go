@@ -74,10 +74,8 @@ func (f runFlags) run(cmd *cobra.Command, mount, name string, command []string) 
 	wait := f.wait
 	if f.nonblock {
 		wait = "0"
-	} else if wait != "" {
-		if err := checkWait("--wait", wait); err != nil {
-			return err
-		}
+	} else if err := checkWait(wait); err != nil {
+		return err
 	}
 	began := time.Now()
 	hold, err := openWaiting(filepath.Join(mount, "hold", name), wait)
