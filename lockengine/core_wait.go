@@ -119,18 +119,19 @@ func (t *waiterTable) remove(w *waiter) (large bool) {
 //go:noinline
 func (t *waiterTable) grow() {
 	if t.old == nil {
-		t.old, t.moved, t.buckets = t.buckets, 0, make([]*waiter, max(minBuckets, 2*t.n))
+		t.old, t.moved, t.buckets = t.buckets, 0, make([]*waiter, max(minBuckets, 2*len(t.buckets)))
+	}
+	if t.moved < len(t.old) {
+		w := t.old[t.moved]
+		t.old[t.moved] = nil
+		for t.moved++; w != nil; {
+			next, at := w.next, t.bucket(w.id)
+			w.next, *at = *at, w
+			w = next
+		}
 	}
 	if t.moved == len(t.old) {
 		t.old = nil
-		return
-	}
-	w := t.old[t.moved]
-	t.old[t.moved] = nil
-	for t.moved++; w != nil; {
-		next, at := w.next, t.bucket(w.id)
-		w.next, *at = *at, w
-		w = next
 	}
 }
 

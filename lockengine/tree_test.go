@@ -261,6 +261,19 @@ func TestWaiterTable(t *testing.T) {
 	require.Zero(t, table.n)
 }
 
+// A waiter is found at once, among however many: no bucket has more than a few.
+func TestWaiterTableIsFlat(t *testing.T) {
+	var table waiterTable
+	for id := WaiterID(1); id <= 20_000; id++ {
+		table.add(&waiter{id: id})
+		n := 0
+		for w := *table.bucket(id); w != nil; w = w.next {
+			n++
+		}
+		require.LessOrEqual(t, n, 2, "waiters in the bucket of waiter %d", id)
+	}
+}
+
 // When of many who held something on a file few are left, the map that found them
 // is not as large as it was.
 func TestManyHoldersGo(t *testing.T) {
