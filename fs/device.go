@@ -65,6 +65,8 @@ const (
 type fuseDevice struct {
 	fd   int
 	idle int // waits in a row that brought no request
+	// busy says that the reader may keep its processor while it waits.
+	busy bool
 }
 
 var _ connection = (*fuseDevice)(nil)
@@ -77,11 +79,18 @@ const shortWaits = 100
 var preempts = !strings.Contains(os.Getenv("GODEBUG"), "asyncpreemptoff=1")
 
 func newFuseDevice(fd int) *fuseDevice {
-	_ = unix.SetNonblock(fd, true) // it cannot fail for an open file
-	return &fuseDevice{fd: fd}
+	d := &fuseDevice{fd: fd, busy: preempts && preemptionEndsReads()}
+	_ = unix.SetNonblock(fd, !d.busy) // it cannot fail for an open file
+	return d
 }
 
-// read implements [connection].
+// read implements [connection]. For a second after the last request it waits
+// without a word to Go's scheduler. That would take the processor away after 10 ms,
+// and then run its monitor every 20 µs for some time whenever a request ends such a
+// wait (runtime.sysmon), which costs more than a lock does. The signal by which
+// the runtime asks for the processor, every 10 ms and for the garbage collector,
+// ends the wait; a time limit would do that too, but to arm a timer and to disarm
+// it takes 2 µs, and 8 in a virtual machine if no other would ring before.
 func (d *fuseDevice) read(buf []byte) (int, error) {
 	for {
 		n, errno := d.call(unix.SYS_READ, unsafe.Pointer(&buf[0]), len(buf))
@@ -89,18 +98,27 @@ func (d *fuseDevice) read(buf []byte) (int, error) {
 			d.idle = 0
 			return int(n), nil
 		}
-		if errno == unix.EAGAIN {
-			d.wait()
-		} else if again, err := d.readFailed(errno); !again {
+		if again, err := d.readFailed(errno); !again {
 			return 0, err
 		}
+		if d.idle++; d.busy && d.idle < shortWaits {
+			runtime.Gosched() // who became ready here meanwhile goes first
+		} else {
+			_, _ = d.poll(-1)
+		}
 	}
+}
+
+// poll waits for a request, and tells Go's scheduler so.
+func (d *fuseDevice) poll(milliseconds int) (int, error) {
+	p := [1]unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
+	return unix.Poll(p[:], milliseconds)
 }
 
 // readFailed reports whether to read again.
 func (d *fuseDevice) readFailed(errno syscall.Errno) (again bool, err error) {
 	switch errno {
-	case unix.EINTR, unix.ENOENT: // ENOENT: the request was interrupted before it could be read
+	case unix.EINTR, unix.EAGAIN, unix.ENOENT: // ENOENT: the request was interrupted before it could be read
 		return true, nil
 	case unix.ENODEV, unix.ECONNABORTED:
 		return false, nil
@@ -108,14 +126,18 @@ func (d *fuseDevice) readFailed(errno syscall.Errno) (again bool, err error) {
 	return false, fmt.Errorf("read /dev/fuse: %w", errno)
 }
 
-// tryRead implements [connection].
+// tryRead implements [connection]. A request may be interrupted before it can be
+// read: then the runtime ends the wait for another after 10 ms.
 func (d *fuseDevice) tryRead(buf []byte) (int, error) {
 	for {
+		if n, err := d.poll(0); n == 0 && err == nil {
+			return 0, unix.EAGAIN
+		}
 		n, errno := d.call(unix.SYS_READ, unsafe.Pointer(&buf[0]), len(buf))
 		switch errno {
 		case 0:
 			return int(n), nil
-		case unix.EINTR, unix.ENOENT: // as in readFailed
+		case unix.EINTR, unix.EAGAIN, unix.ENOENT: // as in readFailed
 		default:
 			return 0, errno
 		}
@@ -129,26 +151,28 @@ func (d *fuseDevice) call(number uintptr, p unsafe.Pointer, n int) (uintptr, sys
 	return done, errno
 }
 
-// wait waits for a request. For a second after the last one it does so without
-// a word to Go's scheduler. That would take the processor away after 10 ms, and
-// then run its monitor every 20 µs for some time whenever a request ends such a
-// wait (runtime.sysmon), which costs more than a lock does. The signal by which
-// the runtime asks for the processor, every 10 ms and for the garbage collector,
-// ends the wait; a time limit would do that too, but to arm a timer and to disarm
-// it takes 2 µs, and 8 in a virtual machine if no other would ring before.
-func (d *fuseDevice) wait() {
-	p := [1]unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
-	if d.idle >= shortWaits || !preempts {
-		_, _ = unix.Poll(p[:], -1)
-		return
+// preemptionEndsReads has the signal by which the runtime asks for a processor end
+// a read(2) of the device, and reports whether it does now. The runtime's handlers
+// have the kernel go on with what they interrupt (SA_RESTART, sigaction(2)); of
+// calls that may wait that leaves out poll(2), but not read. Go's own packages make
+// a call that ends with EINTR again.
+func preemptionEndsReads() bool {
+	var action struct { // as the kernel has it, but for what comes behind these two
+		handler, flags uintptr
+		rest           [8]uintptr
 	}
-	if d.idle > 0 {
-		runtime.Gosched() // who became ready here meanwhile goes first
+	const (
+		sigInfo = 4          // SA_SIGINFO: so this is the runtime's, and where flags are
+		restart = 0x10000000 // SA_RESTART
+		setSize = 8          // of a set of signals, in bytes
+	)
+	_, _, errno := syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGURG), 0, uintptr(unsafe.Pointer(&action)), setSize, 0, 0)
+	if errno != 0 || action.flags&sigInfo == 0 {
+		return false
 	}
-	n, _, _ := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), uintptr(len(p)), 0, 0, 0, 0)
-	if n != 1 {
-		d.idle++
-	}
+	action.flags &^= restart
+	_, _, errno = syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGURG), uintptr(unsafe.Pointer(&action)), 0, setSize, 0, 0)
+	return errno == 0
 }
 
 // send implements [connection].
