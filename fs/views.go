@@ -211,9 +211,11 @@ func table(lines iter.Seq[lockJSON]) []byte {
 	size, boxed := 0, false
 	measure := func(cells [len(columns)]string) {
 		for i, cell := range cells {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
-			size += len(cell)
+			width := utf8.RuneCountInString(cell)
+			widths[i] = max(widths[i], width)
+			size += len(cell) - width // more than its column is wide
 		}
+		size += utf8.RuneCountInString(cells[len(cells)-1]) + len("\n")
 	}
 	measure(columns)
 	n := 1
@@ -222,8 +224,10 @@ func table(lines iter.Seq[lockJSON]) []byte {
 		boxed = boxed || j.Container != ""
 		n++
 	}
-	for _, width := range widths[:len(widths)-1] {
-		size += n * (width + 2) // more than the blanks and newlines
+	for i, width := range widths[:len(widths)-1] {
+		if i != containerColumn || boxed {
+			size += n * (width + 2)
+		}
 	}
 	b := make([]byte, 0, size)
 	b = appendCells(b, columns, widths, boxed)

@@ -19,6 +19,8 @@ func TestTable(t *testing.T) {
 		"record  held     shared     0      0    1         4294967294  größe    61 s  -          files/a b\n"+
 		"named   waiting  exclusive  -      -    12345678  4294967294  -        0 s   2 h 0 min  tlock/x\n",
 		string(table(slices.Values(all))))
+	text := table(slices.Values(all))
+	assert.Equal(t, len(text), cap(text), "memory is taken for what is printed, and no more")
 	all[1].Container = "3a5f"
 	assert.Equal(t, ""+
 		"CLASS   STATE    MODE       START  END  PID       USER        COMMAND  CONTAINER  FOR   LEFT       PATH\n"+
