@@ -461,3 +461,35 @@ func TestBackingDirectoryStaysOutside(t *testing.T) {
 	require.Contains(t, readFile(t, m.path("files/link")), fmt.Sprint("Pid:\t", syscall.Getpid()),
 		"a link is followed by the reader, not by the daemon")
 }
+
+// leaseScript has a lease on a file until it is told to end, and says when another program asks for the file.
+const leaseScript = `
+import fcntl, signal, sys
+f = open(sys.argv[1], 'r+')
+signal.signal(signal.SIGIO, lambda *_: print('asked', flush=True))
+fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('leased', flush=True)
+sys.stdin.readline()
+`
+
+// TestOpenOutlastsSignals: Go's runtime interrupts threads by signals. A call on the backing file that waits, here for
+// who has a lease on it (fcntl(2), "Leases"), must not fail with EINTR by that.
+func TestOpenOutlastsSignals(t *testing.T) {
+	m := newMount(t)
+	for _, command := range []string{`python3 -c 'import os; os.truncate("FILE", 2)'`, "echo ab > FILE", "cat FILE"} {
+		require.NoError(t, os.WriteFile(m.path("files/leased"), []byte("text"), 0o644))
+		lease := startScript(t, newProgram(t, hangLimit, "python3", "-c", leaseScript, filepath.Join(m.state, "files/leased")))
+		require.Equal(t, "leased", lease.next("the lease"))
+		asks := start(t, newProgram(t, hangLimit, "sh", "-c", strings.ReplaceAll(command, "FILE", m.path("files/leased"))))
+		require.Equal(t, "asked", lease.next(command))
+		for range 50 {
+			threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", m.worker()))
+			require.NoError(t, err)
+			for _, thread := range threads {
+				_ = unix.Tgkill(m.worker(), int(parseInt(thread.Name())), unix.SIGURG) // it may have ended
+			}
+		}
+		lease.in.Close()
+		assert.Equal(t, 0, asks.wait(t).code, command)
+	}
+}

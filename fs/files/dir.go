@@ -43,7 +43,7 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 	}
 	defer f.release(p)
 	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC
-	fd, err := unix.Openat(p.fd, ".", flags, 0)
+	fd, err := openAt(p.fd, ".", flags, 0)
 	if err != nil {
 		return status(err)
 	}

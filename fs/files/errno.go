@@ -31,6 +31,18 @@ func retry(call func() error) error {
 	}
 }
 
+// openAt is openat(2), which may wait: for who has a lease on the file, or for a network.
+func openAt(dir int, name string, flags int, mode uint32) (fd int, err error) {
+	err = retry(func() error {
+		fd, err = unix.Openat(dir, name, flags, mode)
+		return err
+	})
+	return fd, err
+}
+
+// openAgain opens the file that another descriptor is of.
+func openAgain(fd, flags int) (int, error) { return openAt(unix.AT_FDCWD, procPath(fd), flags, 0) }
+
 // checkName refuses what is not one name below a directory. The kernel does not send such names, and if it did they
 // must not lead out.
 func checkName(name string) error {

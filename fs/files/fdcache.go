@@ -178,7 +178,7 @@ func (f *FS) openThroughHandle(n *node) (int, error) {
 		return -1, unix.ESTALE
 	}
 	defer f.drop(h)
-	fd, err := unix.Open(procPath(h.fd), unix.O_PATH|unix.O_CLOEXEC, 0)
+	fd, err := openAgain(h.fd, unix.O_PATH|unix.O_CLOEXEC)
 	if err != nil {
 		return -1, err
 	}
@@ -195,7 +195,7 @@ func (f *FS) openBelow(n *node, l link) (int, error) {
 }
 
 func (f *FS) openLink(n *node, dir *pathFD, name string) (int, error) {
-	fd, err := unix.Openat(dir.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := openAt(dir.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}

@@ -173,11 +173,7 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 }
 
 func (f *FS) openNode(p *pathFD, in *fuse.OpenIn) (fd int, err error) {
-	err = retry(func() error {
-		fd, err = unix.Open(procPath(p.fd), backingFlags(in.Flags), 0)
-		return err
-	})
-	if err != nil {
+	if fd, err = openAgain(p.fd, backingFlags(in.Flags)); err != nil {
 		return -1, err
 	}
 	if in.Flags&unix.O_TRUNC != 0 && in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
@@ -256,7 +252,7 @@ func (f *FS) createOnce(dir *node, p *pathFD, in *fuse.CreateIn, name string) (f
 	if !done {
 		return fd, err
 	}
-	fd, err = unix.Openat(p.fd, name, backingFlags(in.Flags)|unix.O_NOFOLLOW, 0)
+	fd, err = openAt(p.fd, name, backingFlags(in.Flags)|unix.O_NOFOLLOW, 0)
 	if err == unix.EACCES {
 		// The mode, which counts from the next open(2) on only, is against us.
 		if err := unix.Unlinkat(p.fd, name, 0); err != nil {
@@ -270,10 +266,8 @@ func (f *FS) createOnce(dir *node, p *pathFD, in *fuse.CreateIn, name string) (f
 // createAt makes a file that belongs to the caller and opens it.
 func (f *FS) createAt(dir *node, p *pathFD, in *fuse.CreateIn, name string, flags int) (fd int, err error) {
 	err = f.changing(dir, &in.Caller, func() error {
-		return retry(func() error {
-			fd, err = unix.Openat(p.fd, name, backingFlags(in.Flags)|flags, in.Mode&0o7777)
-			return err
-		})
+		fd, err = openAt(p.fd, name, backingFlags(in.Flags)|flags, in.Mode&0o7777)
+		return err
 	})
 	return fd, err
 }
