@@ -64,7 +64,7 @@ const (
 // Concurrency: one goroutine reads; every other method may be called from any.
 type fuseDevice struct {
 	fd   int
-	idle int // waits in a row that brought no request
+	idle int // reads in a row that brought no request
 	// busy says that the reader may keep its processor while it waits.
 	busy bool
 }
@@ -72,11 +72,12 @@ type fuseDevice struct {
 var _ connection = (*fuseDevice)(nil)
 
 // shortWaits is for how many waits in a row the reader keeps its processor. The
-// runtime ends each after 10 ms, which makes a second.
+// runtime ends each after 10 ms, which makes a second, or sooner.
 const shortWaits = 100
 
-// preempts: the runtime asks for a processor by a signal (runtime, "GODEBUG").
-var preempts = !strings.Contains(os.Getenv("GODEBUG"), "asyncpreemptoff=1")
+// preempts: the runtime asks for a processor by a signal. It does so unless one of
+// two settings of GODEBUG has it stop that (runtime, "Environment Variables").
+var preempts = !strings.Contains(os.Getenv("GODEBUG"), "asyncpreemptoff=") && !strings.Contains(os.Getenv("GODEBUG"), "gccheckmark=")
 
 func newFuseDevice(fd int) *fuseDevice {
 	d := &fuseDevice{fd: fd, busy: preempts && preemptionEndsReads()}
@@ -84,7 +85,7 @@ func newFuseDevice(fd int) *fuseDevice {
 	return d
 }
 
-// read implements [connection]. For a second after the last request it waits
+// read implements [connection]. For up to a second after the last request it waits
 // without a word to Go's scheduler. That would take the processor away after 10 ms,
 // and then run its monitor every 20 µs for some time whenever a request ends such a
 // wait (runtime.sysmon), which costs more than a lock does. The signal by which
@@ -154,8 +155,9 @@ func (d *fuseDevice) call(number uintptr, p unsafe.Pointer, n int) (uintptr, sys
 // preemptionEndsReads has the signal by which the runtime asks for a processor end
 // a read(2) of the device, and reports whether it does now. The runtime's handlers
 // have the kernel go on with what they interrupt (SA_RESTART, sigaction(2)); of
-// calls that may wait that leaves out poll(2), but not read. Go's own packages make
-// a call that ends with EINTR again.
+// calls that may wait that leaves out poll(2), but not read. Any call that the
+// signal interrupts can end with EINTR from now on: Go's own packages make it
+// again, and so must we (package files does by openAt and retry).
 func preemptionEndsReads() bool {
 	var action struct { // as the kernel has it, but for what comes behind these two
 		handler, flags uintptr

@@ -16,6 +16,7 @@ func TestWaitGivesWay(t *testing.T) {
 	require.NoError(t, unix.Pipe2(ends[:], unix.O_CLOEXEC))
 	defer unix.Close(ends[0])
 	defer unix.Close(ends[1])
+	newFuseDevice(ends[0])
 	require.Equal(t, preempts, newFuseDevice(ends[0]).busy, "a second device in a process waits in the same way")
 	got := make(chan int)
 	go func() {

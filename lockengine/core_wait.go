@@ -113,8 +113,8 @@ func (t *waiterTable) remove(w *waiter) (large bool) {
 	return t.n <= smallMap && len(t.buckets) >= largeMap
 }
 
-// grow begins to double the table, or takes the next step: to fill it takes as many
-// waiters as there are steps.
+// grow takes a step of doubling the table, the first one if none is under way: to fill
+// it takes as many waiters as there are steps.
 //
 //go:noinline
 func (t *waiterTable) grow() {
