@@ -121,6 +121,7 @@ type core struct {
 	// wait: without another one no cycle can be.
 	stuckOwners, stuckParties int
 	search                    uint64 // number of the last graph search
+	groups                    uint64 // how many groups of files ever came
 
 	births uint64 // how many segments, waits and places ever came
 	cuts   uint64 // how many cuts were started

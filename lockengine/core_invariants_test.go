@@ -190,11 +190,7 @@ func (k *checker) group(g *group) {
 		k.is(w.group == g && k.core.waiters.get(w.id) == w && w.id > last, "waiter %d out of place", w.id)
 		last = w.id
 	}
-	byOwner := 0
-	for range g.owners.all {
-		byOwner++
-	}
-	k.is(n == g.n && (g.res == nil || byOwner == n), "group of %d: %d by id, %d by owner", g.n, n, byOwner)
+	k.is(n == g.n, "group of %d: %d by id", g.n, n)
 }
 
 func (k *checker) names() {
@@ -371,6 +367,7 @@ func (k *checker) membership() {
 		for _, o := range k.owners[class] {
 			k.is(owners[o] == has{waits: count(o.waits.all), places: count(o.places.all)}, "owner %v: waits or places", o.key)
 			k.is(k.owners[class][o.key] == o && o.class == class, "owner %v out of place", o.key)
+			k.byGroup(o)
 		}
 	}
 	for _, h := range k.handles {
@@ -382,6 +379,26 @@ func (k *checker) membership() {
 	}
 	k.is(count(k.line.all) == k.core.waiters.n, "waiters out of line")
 	k.is(k.lastFound.class == 0 || k.core.resources[k.lastFound.class][k.lastFound.name] == k.lastFound, "found last, but gone")
+}
+
+// byGroup: each wait of an owner is found through its group.
+func (k *checker) byGroup(o *owner) {
+	var last *waiter
+	for w := range o.byGroup.all {
+		k.is(w.owner == o, "waiter %d is with owner %v", w.id, o.key)
+		k.is(last == nil || waitersByGroup{}.less(last, w), "waiter %d of owner %v out of order", w.id, o.key)
+		last = w
+	}
+	first := map[*group]*waiter{}
+	for w := range o.waits.all {
+		if f := first[w.group]; f == nil || w.id < f.id {
+			first[w.group] = w
+		}
+	}
+	for g, w := range first {
+		k.is(o.firstIn(g) == w, "owner %v: first waiter for %v", o.key, g.Range)
+	}
+	k.is(count(o.byGroup.all) == count(o.waits.all), "owner %v: waits by group", o.key)
 }
 
 func count[T any](all iter.Seq[*T]) (n int) {

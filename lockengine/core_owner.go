@@ -14,6 +14,7 @@ type owner struct {
 	came    hint
 	segs    int
 	waits   list[waiter, waitsOfOwner]
+	byGroup treap[waiter, waitersByGroup] // waits too: most owners have one, if any
 	places  list[place, placesOfOwner]
 
 	seen uint64 // number of the last search that came here

@@ -22,7 +22,7 @@ type waiter struct {
 
 	next    *waiter       // in the same bucket of core.waiters
 	byID    links[waiter] // in group.queue
-	byOwner links[waiter] // in group.owners
+	byGroup links[waiter] // in owner.byGroup
 	ofCore  hook[waiter]
 	ofOwner hook[waiter]
 	ofHand  hook[waiter]
@@ -35,13 +35,13 @@ func (waitersByID) links(w *waiter) *links[waiter] { return &w.byID }
 func (waitersByID) less(a, b *waiter) bool         { return a.id < b.id }
 func (waitersByID) update(*waiter)                 {}
 
-type waitersByOwner struct{}
+type waitersByGroup struct{}
 
-func (waitersByOwner) links(w *waiter) *links[waiter] { return &w.byOwner }
-func (waitersByOwner) update(*waiter)                 {}
-func (waitersByOwner) less(a, b *waiter) bool {
-	if a.req.Owner != b.req.Owner {
-		return a.req.Owner.less(b.req.Owner)
+func (waitersByGroup) links(w *waiter) *links[waiter] { return &w.byGroup }
+func (waitersByGroup) update(*waiter)                 {}
+func (waitersByGroup) less(a, b *waiter) bool {
+	if a.group != b.group {
+		return a.group.number < b.group.number
 	}
 	return a.id < b.id
 }
@@ -144,8 +144,8 @@ type group struct {
 	res    *resource // nil: of a named lock
 	name   *named
 	queue  treap[waiter, waitersByID]
-	n      int // how many wait
-	owners treap[waiter, waitersByOwner]
+	n      int    // how many wait
+	number uint64 // no other group of a file has it
 
 	links  links[group]
 	maxEnd uint64 // of the subtree in resource.groups
@@ -202,6 +202,8 @@ func (c *core) groupOf(r *resource, rng Range, mode Mode) *group {
 	g = c.pools.group.get()
 	g.Range, g.mode, g.res = rng, mode, r
 	g.maxEnd = g.End
+	c.groups++
+	g.number = c.groups
 	r.groups.insert(g, &g.links, c)
 	return g
 }
@@ -237,14 +239,14 @@ func (c *core) eligible(g *group) *waiter {
 	case several:
 		return nil
 	default:
-		return g.firstOf(b.key)
+		return b.firstIn(g)
 	}
 }
 
-// firstOf returns the owner's earliest waiter in the group.
-func (g *group) firstOf(key Owner) *waiter {
-	w := g.owners.seek(func(w *waiter) bool { return !w.req.Owner.less(key) })
-	if w == nil || w.req.Owner != key {
+// firstIn returns the owner's earliest waiter in the group.
+func (o *owner) firstIn(g *group) *waiter {
+	w := o.byGroup.seek(func(w *waiter) bool { return w.group.number >= g.number })
+	if w == nil || w.group != g {
 		return nil
 	}
 	return w
@@ -311,7 +313,7 @@ func (c *core) linkFile(w *waiter) {
 	w.group = c.groupOf(r, w.req.Range, w.req.Mode)
 	o := c.ownerOf(&w.req)
 	w.owner = o
-	w.group.owners.insert(w, &w.byOwner, c)
+	o.byGroup.insert(w, &w.byGroup, c)
 	c.ownerStuck(o, 1)
 	o.waits.push(w, &w.ofOwner)
 	if !o.came.with(&w.req) {
@@ -348,7 +350,7 @@ func (c *core) unlink(w *waiter) {
 	}
 	if o := w.owner; o != nil {
 		w.group.res.n--
-		w.group.owners.remove(w, &w.byOwner)
+		o.byGroup.remove(w, &w.byGroup)
 		o.waits.remove(w, &w.ofOwner)
 		c.ownerStuck(o, -1)
 		c.freeOwner(o)
