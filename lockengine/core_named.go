@@ -97,14 +97,15 @@ func (t *namedTable) init() {
 	t.ended = map[string]ended{}
 }
 
-// deadline is when the next lease ends or the next memory goes, by Boot; 0:
-// never.
+// deadline is when the next lease ends, or the last that is remembered is
+// forgotten, by Boot; 0: never. To forget each at its time would need a timer for
+// each lock that ends; those that are due earlier go with the next command.
 func (t *namedTable) deadline() (d int64) {
 	if len(t.leases) > 0 {
 		d = t.leases[0].expiry.Boot
 	}
-	if len(t.endedFIFO) > 0 {
-		if e := t.endedFIFO[0].at + rememberEnded + 1; d == 0 || e < d {
+	if n := len(t.endedFIFO); n > 0 {
+		if e := t.endedFIFO[n-1].at + rememberEnded + 1; d == 0 || e < d {
 			d = e
 		}
 	}

@@ -1,6 +1,7 @@
 package lockengine_test
 
 import (
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -97,4 +98,31 @@ func TestEventLogIsBounded(t *testing.T) {
 	require.EqualValues(t, 500, events[99].Seq)
 	_, missed = l.Events(450, 1000)
 	require.Zero(t, missed)
+}
+
+// countingClock counts how often it is to ring.
+type countingClock struct {
+	*enginetest.Clock
+	alarms int
+}
+
+func (c *countingClock) Alarm(boot int64, fire func()) {
+	c.alarms++
+	c.Clock.Alarm(boot, fire)
+}
+
+// What is remembered of locks that ended needs no timer for each of them.
+func TestFewAlarms(t *testing.T) {
+	clock := &countingClock{Clock: enginetest.NewClock()}
+	l, err := lockengine.NewLocal(lockengine.Config{Clock: clock})
+	require.NoError(t, err)
+	defer l.Close()
+	for i := range 10_000 { // ten seconds
+		req := &lockengine.Request{Class: lockengine.Named, Name: strconv.Itoa(i), Mode: lockengine.Exclusive, Timeout: time.Hour}
+		g, err := l.Try(req)
+		require.NoError(t, err)
+		require.NoError(t, l.Release(req.Name, g.Token, lockengine.Released))
+		clock.Pass(time.Millisecond)
+	}
+	require.Less(t, clock.alarms, 20)
 }
