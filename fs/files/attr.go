@@ -158,7 +158,7 @@ func (f *FS) setSize(n *node, p *pathFD, in *fuse.SetAttrIn) error {
 			}
 		}
 	}
-	fd, err := openAgain(p.fd, unix.O_WRONLY|unix.O_CLOEXEC)
+	fd, err := openFD(p.fd, unix.O_WRONLY|unix.O_CLOEXEC)
 	if err != nil {
 		return err
 	}

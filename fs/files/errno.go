@@ -40,8 +40,8 @@ func openAt(dir int, name string, flags int, mode uint32) (fd int, err error) {
 	return fd, err
 }
 
-// openAgain opens the file that another descriptor is of.
-func openAgain(fd, flags int) (int, error) { return openAt(unix.AT_FDCWD, procPath(fd), flags, 0) }
+// openFD opens the file that another descriptor is of.
+func openFD(fd, flags int) (int, error) { return openAt(unix.AT_FDCWD, procPath(fd), flags, 0) }
 
 // checkName refuses what is not one name below a directory. The kernel does not send such names, and if it did they
 // must not lead out.

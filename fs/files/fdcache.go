@@ -178,7 +178,7 @@ func (f *FS) openThroughHandle(n *node) (int, error) {
 		return -1, unix.ESTALE
 	}
 	defer f.drop(h)
-	fd, err := openAgain(h.fd, unix.O_PATH|unix.O_CLOEXEC)
+	fd, err := openFD(h.fd, unix.O_PATH|unix.O_CLOEXEC)
 	if err != nil {
 		return -1, err
 	}

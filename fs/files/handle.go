@@ -173,7 +173,7 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 }
 
 func (f *FS) openNode(p *pathFD, in *fuse.OpenIn) (fd int, err error) {
-	if fd, err = openAgain(p.fd, backingFlags(in.Flags)); err != nil {
+	if fd, err = openFD(p.fd, backingFlags(in.Flags)); err != nil {
 		return -1, err
 	}
 	if in.Flags&unix.O_TRUNC != 0 && in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {

@@ -74,7 +74,7 @@ func (f *FS) wantsPass(h *handle) (owner, mode uint32, wanted bool) {
 // register makes the backing id of an inode. The kernel takes only the path from the descriptor and opens it anew
 // for each handle, so the one we give is read-only: a writable one would deny execution of the backing file.
 func (f *FS) register(h *handle) bool {
-	fd, err := openAgain(h.fd, unix.O_RDONLY|unix.O_CLOEXEC)
+	fd, err := openFD(h.fd, unix.O_RDONLY|unix.O_CLOEXEC)
 	if err != nil {
 		return false
 	}

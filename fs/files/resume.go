@@ -90,7 +90,7 @@ func (f *FS) openAgain(h *handle) (int, error) {
 		return -1, err
 	}
 	defer f.release(p)
-	return openAgain(p.fd, h.flags)
+	return openFD(p.fd, h.flags)
 }
 
 // strayIDs is how many backing ids a predecessor may have made, or taken back, without leaving word of it: as many
