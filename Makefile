@@ -5,6 +5,7 @@
 # make fuzz    gives each parser, and the server, inputs of any kind, FUZZTIME each
 # make soak    100,000 takes by 16 processes, and SECONDS=600 of simulation
 # make bench   what locks cost, beside the kernel's and other servers': ten minutes; BENCH=PATTERN measures some rows only
+# make profile where lockfs spends its time with what make bench measures: for the compiler, in cmd/lockfs/default.pgo
 # make lint    gofmt, go vet, staticcheck
 # make clean
 
@@ -35,7 +36,7 @@ FUZZTIME ?= 30s
 # For how long make soak simulates.
 SECONDS ?= 600
 
-.PHONY: all build release run test deps fuzz soak bench lint clean
+.PHONY: all build release run test deps fuzz soak bench profile lint clean
 
 all: build
 
@@ -68,11 +69,12 @@ run: build
 		'    cat   locks/view/locks            # ... can be looked at'
 	@exec bin/lockfs mount --state .locks-state locks
 
-# What is not built for the race detector is built in one way, so that nothing is built twice. The manifests are checked
-# while the integration tests wait.
+# What is not built for the race detector is built in one way, so that nothing is built twice; what is, without the
+# profile of default.pgo, for which all of Go's own packages would be built once more. The manifests are checked while the
+# integration tests wait.
 test: deps
 	CGO_ENABLED=0 go vet -trimpath ./...
-	go test -race ./lockengine/... ./fs/... ./cmd/...
+	go test -race -pgo=off ./lockengine/... ./fs/... ./cmd/...
 	(cd packaging/container && CGO_ENABLED=0 nice go test -trimpath ./...) & manifests=$$!; \
 		go test -race -count=1 -timeout 20m ./integration/... && wait $$manifests
 
@@ -127,6 +129,9 @@ soak: deps
 # Some rows only, those whose names BENCH matches, are printed and not written.
 bench: deps
 	go run ./integration/bench -rows '$(BENCH)' -out integration/bench/results
+
+profile: deps
+	go run ./integration/bench -steady 8s -profile cmd/lockfs/default.pgo
 
 lint:
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted, run gofmt -w:" $$unformatted; exit 1; }

@@ -108,11 +108,11 @@ var (
 func buildLockfs(name string, race bool, flags ...string) (string, error) {
 	path := filepath.Join(workDir, name)
 	args := append([]string{"build", "-o", path}, flags...)
-	kind, cgo := "-trimpath", "CGO_ENABLED=0" // as make release builds: what it needs is built once
+	kind, cgo := []string{"-trimpath"}, "CGO_ENABLED=0" // as make release builds: what it needs is built once
 	if race {
-		kind, cgo = "-race", "CGO_ENABLED=1" // as the tests
+		kind, cgo = []string{"-race", "-pgo=off"}, "CGO_ENABLED=1" // as the tests
 	}
-	args = append(args, kind)
+	args = append(args, kind...)
 	cmd := exec.Command("go", append(args, "./cmd/lockfs")...)
 	cmd.Dir = ".."
 	cmd.Env = append(os.Environ(), cgo)

@@ -85,7 +85,7 @@ func main() {
 // run runs a command, or what a command of ours runs us for.
 func run() error {
 	if text, ok := os.LookupEnv(workerEnv); ok {
-		return workerMain(text, serve)
+		return workerMain(text, profiled(serve))
 	}
 	if dir, ok := os.LookupEnv(janitorEnv); ok {
 		return janitorMain(dir)

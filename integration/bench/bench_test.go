@@ -27,7 +27,7 @@ func TestRows(t *testing.T) {
 	require.NoError(t, err)
 	cpus, err := ownCPUs()
 	require.NoError(t, err)
-	mounts, err := mountAll(b, cpus)
+	mounts, err := mountAll(b, cpus, peers)
 	defer func() {
 		mounts.end()
 		mounted, err := os.ReadFile("/proc/self/mountinfo")
@@ -124,6 +124,19 @@ func made(r row, costs map[string][]float64) measurement {
 		}
 	}
 	return m
+}
+
+// TestProfile: what is written is a profile of the worker's while it served.
+func TestProfile(t *testing.T) {
+	require.Zero(t, os.Geteuid(), "it mounts filesystems: run it as root")
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	path := filepath.Join(t.TempDir(), "default.pgo")
+	t.Setenv("LOCKFS_PROFILE", "") // back after the test
+	require.NoError(t, writeProfile(ctx, ctx, t.TempDir(), config{rows: regexp.MustCompile("setlk|mkdir"), steady: time.Second, profile: path}))
+	top, err := command(ctx, "go", "tool", "pprof", "-top", "-cum", path)
+	require.NoError(t, err)
+	require.Contains(t, top, "lockfs/fs.(*Server).Serve")
 }
 
 func TestMedianOfRatios(t *testing.T) {

@@ -3,6 +3,7 @@
 // says how to read what it writes.
 //
 //	bench [-rows PATTERN] [-starts N] [-rounds N] [-round D] [-steady D] [-out DIR]
+//	bench [-rows PATTERN] [-steady D] -profile FILE
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"strings"
@@ -88,6 +90,7 @@ type config struct {
 	rounds        int
 	round, steady time.Duration
 	out           string
+	profile       string
 }
 
 func main() {
@@ -108,6 +111,7 @@ func run(ctx context.Context) error {
 	flag.DurationVar(&c.round, "round", 30*time.Millisecond, "how long")
 	flag.DurationVar(&c.steady, "steady", 3*time.Second, "how long once more, without pause; 0: not")
 	flag.StringVar(&c.out, "out", "", "where to write table.md, bench.txt and chart.svg")
+	flag.StringVar(&c.profile, "profile", "", "measure nothing, but write to this file where lockfs spends its time, for go build -pgo")
 	flag.Parse()
 	var err error
 	if c.rows, err = regexp.Compile(*pattern); err != nil {
@@ -123,6 +127,9 @@ func run(ctx context.Context) error {
 	defer os.RemoveAll(work)
 	building, cancel := context.WithTimeout(ctx, buildLimit)
 	defer cancel()
+	if c.profile != "" {
+		return writeProfile(ctx, building, work, c)
+	}
 	built, err := build(building, work)
 	if err != nil {
 		return err
@@ -194,7 +201,7 @@ func measureAll(ctx context.Context, b binaries, c config) ([]measurement, error
 	}
 	var all []measurement
 	for _, s := range plan(c, cpus) {
-		m, err := measureSeries(ctx, b, c, s)
+		m, err := measureSeries(ctx, b, c, s, peers)
 		if err != nil {
 			return nil, err
 		}
@@ -206,7 +213,7 @@ func measureAll(ctx context.Context, b binaries, c config) ([]measurement, error
 // measureSeries measures each row on servers that are started several times: in
 // which pages of memory one happens to be makes it up to 3 % faster or slower than
 // the same program started again.
-func measureSeries(ctx context.Context, b binaries, c config, s series) ([]measurement, error) {
+func measureSeries(ctx context.Context, b binaries, c config, s series, peers []peer) ([]measurement, error) {
 	var all []measurement
 	for _, r := range rows {
 		if c.rows.MatchString(r.name) && (!r.growth || s.name == "one") {
@@ -215,7 +222,7 @@ func measureSeries(ctx context.Context, b binaries, c config, s series) ([]measu
 	}
 	for start := range s.starts {
 		fmt.Fprintf(os.Stderr, "%s: start %d of %d\n", s.title, start+1, s.starts)
-		if err := measureStart(ctx, b, all); err != nil {
+		if err := measureStart(ctx, b, all, peers); err != nil {
 			return nil, err
 		}
 	}
@@ -223,15 +230,37 @@ func measureSeries(ctx context.Context, b binaries, c config, s series) ([]measu
 }
 
 // measureStart adds to measurements of one series what fresh servers take.
-func measureStart(ctx context.Context, b binaries, all []measurement) error {
+func measureStart(ctx context.Context, b binaries, all []measurement, peers []peer) error {
 	if len(all) == 0 {
 		return nil
 	}
-	mounts, err := mountAll(b, all[0].series.cpus)
+	mounts, err := mountAll(b, all[0].series.cpus, peers)
 	defer mounts.end()
 	for i := 0; i < len(all) && err == nil; i++ {
 		err = measure(ctx, b, mounts, &all[i])
 	}
+	return err
+}
+
+// writeProfile has lockfs, the last of the peers, write down where it spends its time with each row.
+func writeProfile(ctx, building context.Context, work string, c config) error {
+	path, err := filepath.Abs(c.profile)
+	if err != nil {
+		return err
+	}
+	built, err := build(building, work, "-tags", "lockfs_profile")
+	if err != nil {
+		return err
+	}
+	cpus, err := ownCPUs()
+	if err != nil {
+		return err
+	}
+	if err := os.Setenv("LOCKFS_PROFILE", path); err != nil {
+		return err
+	}
+	s := series{name: "profile", title: "Profile", cpus: cpus[len(cpus)-1:], starts: 1, rounds: 1, length: c.steady}
+	_, err = measureSeries(ctx, built, c, s, peers[len(peers)-1:])
 	return err
 }
 

@@ -55,18 +55,18 @@ type binaries struct{ dir string }
 
 func (b binaries) path(name string) string { return filepath.Join(b.dir, name) }
 
-// build builds them from this repository.
-func build(ctx context.Context, dir string) (binaries, error) {
+// build builds them from this repository, lockfs with some flags.
+func build(ctx context.Context, dir string, flags ...string) (binaries, error) {
 	b := binaries{dir}
 	root, err := command(ctx, "go", "list", "-m", "-f", "{{.Dir}}")
 	if err != nil {
 		return b, err
 	}
 	root = strings.TrimSpace(root)
-	goBuild := []string{"go", "build", "-C", root}
+	goBuild := []string{"go", "build", "-C", root, "-trimpath"} // as make build
 	source := func(name string) string { return filepath.Join(root, "integration", "bench", name) }
 	for _, args := range [][]string{
-		append(slices.Clone(goBuild), "-o", b.path("lockfs"), "./cmd/lockfs"),
+		append(slices.Concat(goBuild, flags), "-o", b.path("lockfs"), "./cmd/lockfs"),
 		append(slices.Clone(goBuild), "-o", b.path("noop"), "-tags", "lockfs_noop", "./cmd/lockfs"),
 		append(slices.Clone(goBuild), "-o", b.path("stock"), "./integration/bench/stock"),
 		{"gcc", "-O2", "-Wall", "-o", b.path("client"), source("client/client.c")},
@@ -112,9 +112,9 @@ type mount struct {
 	ended chan struct{}
 }
 
-// mountAll starts a server of each kind on some CPUs. What it returns is to be
+// mountAll starts a server of each peer on some CPUs. What it returns is to be
 // ended also after an error.
-func mountAll(b binaries, cpus []int) (*mounts, error) {
+func mountAll(b binaries, cpus []int, peers []peer) (*mounts, error) {
 	ms := new(mounts)
 	var err error
 	if ms.base, err = os.MkdirTemp("", "lockfs-bench-"); err != nil {
