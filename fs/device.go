@@ -66,7 +66,10 @@ type fuseDevice struct {
 	fd   int
 	idle int // reads in a row that brought no request
 	// busy says that the reader may keep its processor while it waits.
-	busy bool
+	busy   bool
+	waits  bool // a read waits for a request: O_NONBLOCK is not set
+	aio    aioContext
+	frames [maxHeld][sizeofOutHeader]byte // that aio writes
 }
 
 var _ connection = (*fuseDevice)(nil)
@@ -81,7 +84,8 @@ var preempts = !strings.Contains(os.Getenv("GODEBUG"), "asyncpreemptoff=") && !s
 
 func newFuseDevice(fd int) *fuseDevice {
 	d := &fuseDevice{fd: fd, busy: preempts && preemptionEndsReads()}
-	_ = unix.SetNonblock(fd, !d.busy) // it cannot fail for an open file
+	d.setWaits(d.busy)
+	d.aio.setup(fd)
 	return d
 }
 
@@ -102,18 +106,17 @@ func (d *fuseDevice) read(buf []byte) (int, error) {
 		if again, err := d.readFailed(errno); !again {
 			return 0, err
 		}
+		if d.busy && !d.waits {
+			d.setWaits(true)
+			continue
+		}
 		if d.idle++; d.busy && d.idle < shortWaits {
 			runtime.Gosched() // who became ready here meanwhile goes first
 		} else {
-			_, _ = d.poll(-1)
+			p := [1]unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
+			_, _ = unix.Poll(p[:], -1) // of which Go's scheduler is told
 		}
 	}
-}
-
-// poll waits for a request, and tells Go's scheduler so.
-func (d *fuseDevice) poll(milliseconds int) (int, error) {
-	p := [1]unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
-	return unix.Poll(p[:], milliseconds)
 }
 
 // readFailed reports whether to read again.
@@ -127,22 +130,31 @@ func (d *fuseDevice) readFailed(errno syscall.Errno) (again bool, err error) {
 	return false, fmt.Errorf("read /dev/fuse: %w", errno)
 }
 
-// tryRead implements [connection]. A request may be interrupted before it can be
-// read: then the runtime ends the wait for another after 10 ms.
+// tryRead implements [connection].
 func (d *fuseDevice) tryRead(buf []byte) (int, error) {
+	if d.waits {
+		d.setWaits(false) // it stays so until nothing comes: many ask
+	}
 	for {
-		if n, err := d.poll(0); n == 0 && err == nil {
-			return 0, unix.EAGAIN
-		}
 		n, errno := d.call(unix.SYS_READ, unsafe.Pointer(&buf[0]), len(buf))
 		switch errno {
 		case 0:
 			return int(n), nil
-		case unix.EINTR, unix.EAGAIN, unix.ENOENT: // as in readFailed
+		case unix.EINTR, unix.ENOENT: // as in readFailed
 		default:
 			return 0, errno
 		}
 	}
+}
+
+// setWaits has reads wait for a request, or not.
+func (d *fuseDevice) setWaits(wait bool) {
+	flags := unix.O_RDWR
+	if !wait {
+		flags |= unix.O_NONBLOCK
+	}
+	_, _, _ = syscall.RawSyscall(unix.SYS_FCNTL, uintptr(d.fd), unix.F_SETFL, uintptr(flags)) // it cannot fail for an open file
+	d.waits = wait
 }
 
 // call reads or writes without telling Go's scheduler that this thread might
@@ -198,6 +210,23 @@ func (d *fuseDevice) answer(unique uint64, code int32) error {
 		return nil
 	}
 	return d.writeAtOnce(unsafe.Pointer(&b), len(b)) // again, or to fail in the same way
+}
+
+// answerAll implements [connection], by one system call where it can.
+func (d *fuseDevice) answerAll(held []lockAnswer) {
+	for _, a := range held[d.submit(held):] {
+		_ = d.answer(a.unique, a.code) // as of all answers: nobody may wait for it any more
+	}
+}
+
+// submit gives answers to the kernel together, and returns how many it took.
+func (d *fuseDevice) submit(held []lockAnswer) int {
+	for i, a := range held {
+		f := &d.frames[i]
+		putOutHeader(f[:], len(f), a.code, a.unique)
+		d.aio.blocks[i].buf, d.aio.blocks[i].n = uint64(uintptr(unsafe.Pointer(f))), uint64(len(f))
+	}
+	return d.aio.submit(len(held))
 }
 
 // isShortAnswer reports whether a frame is one that the kernel takes without

@@ -54,6 +54,9 @@ func (s *Server) lockFile(in *fuse.LkIn) {
 		s.dev.replyError(in.Unique, syscall.ENOLCK) // synthetic files cannot be locked
 		return
 	}
+	if s.held.of(in.Owner) {
+		s.answerHeld()
+	}
 	req := &s.lock
 	req.Class = lockengine.Record
 	if in.LkFlags&fuse.LK_FLOCK != 0 {
@@ -87,7 +90,7 @@ func (s *Server) lockFile(in *fuse.LkIn) {
 			return
 		}
 	}
-	s.dev.replyError(in.Unique, errnoOf(err))
+	s.answerLock(in, errnoOf(err))
 }
 
 // lockWait is a request for a lock that may have to wait.

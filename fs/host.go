@@ -36,7 +36,9 @@ type connection interface {
 	send(frame []byte) error
 	// answer gives the kernel a reply without data: code is 0 or a negative errno.
 	answer(unique uint64, code int32) error
-	// tryRead does so if there is one; else it fails with EAGAIN.
+	// answerAll gives it up to maxHeld at once. One goroutine calls it.
+	answerAll(held []lockAnswer)
+	// tryRead is read if there is a request; else it fails with EAGAIN.
 	tryRead(buf []byte) (int, error)
 }
 

@@ -27,7 +27,7 @@ func (s *Server) answersAtOnce(in []byte, out *[bufferSize]byte) bool {
 	}
 	switch h.Opcode {
 	case opSetlk, opSetlkw:
-		s.dev.replyError(h.Unique, 0)
+		s.answerLock(request[fuse.LkIn](in), 0)
 	case opGetlk:
 		found := request[fuse.LkIn](in).Lk
 		found.Typ = syscall.F_UNLCK

@@ -94,6 +94,7 @@ type Server struct {
 	lock     lockengine.Request // the reader's, for the next request about a lock
 	nextWait *lockWait          // the reader's, for the next request that may wait
 	cfg      Config
+	held     heldAnswers
 	host     host
 	protocol *fuse.ProtocolServer
 	log      *slog.Logger
@@ -209,8 +210,9 @@ func (s *Server) Serve() (err error) {
 	}
 	in, out := s.buffer(), s.buffer()
 	defer s.condemn(&in)
+	s.held.may = true
 	for {
-		n, err := s.dev.read(in[:])
+		n, err := s.next(in[:])
 		if err != nil || n == 0 {
 			return err
 		}
@@ -264,6 +266,9 @@ func (s *Server) dispatch(in *[bufferSize]byte, n int, out *[bufferSize]byte, do
 // serve is dispatch of any request. That to lock or unlock a file seldom comes
 // here, so that it runs through little code.
 func (s *Server) serve(in *[bufferSize]byte, n int, out *[bufferSize]byte, done func()) bool {
+	if s.held.n > 0 {
+		s.answerHeld() // this may take longer
+	}
 	if n < sizeofInHeader {
 		s.log.Error("request too short", "bytes", n)
 		return true

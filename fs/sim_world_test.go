@@ -172,13 +172,19 @@ func (l *simLife) send(frame []byte) error {
 	return l.kernel.write(frame)
 }
 
-// tryRead is only called while a server takes over: then clients die too.
 func (l *simLife) answer(unique uint64, code int32) error {
 	frame := make([]byte, sizeofOutHeader)
 	putOutHeader(frame, len(frame), code, unique)
 	return l.send(frame)
 }
 
+func (l *simLife) answerAll(held []lockAnswer) {
+	for _, a := range held {
+		_ = l.answer(a.unique, a.code)
+	}
+}
+
+// tryRead is only called while a server takes over: then clients die too.
 func (l *simLife) tryRead(buf []byte) (int, error) {
 	if !l.over && !l.calm && l.chance(l.weights.killInGap) {
 		l.killOne()
@@ -363,13 +369,17 @@ func (s *sim) start() {
 
 const simTimeout = masterTimeout
 
-// request has the server take one request.
+// request has the server take one request, and more as long as it holds answers.
 func (s *sim) request() {
 	s.serve(func() {
-		n := s.kernel.read(s.in[0][:])
-		if !s.server.dispatch(s.in[0], n, s.in[1], nil) {
-			s.in[0] = simBuffers.Get().(*[bufferSize]byte)
+		s.server.held.may = true
+		for more := true; more; more = s.server.held.n > 0 && !s.life.over && !s.kernel.idle() {
+			n := s.kernel.read(s.in[0][:])
+			if !s.server.dispatch(s.in[0], n, s.in[1], nil) {
+				s.in[0] = simBuffers.Get().(*[bufferSize]byte)
+			}
 		}
+		s.server.answerHeld()
 	})
 }
 

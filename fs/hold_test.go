@@ -1,0 +1,130 @@
+package fs
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// asking is a connection with so many requests more to read, which says what is done with it.
+type asking struct {
+	connection
+	more int
+	said []any
+}
+
+func (a *asking) say(what any)                        { a.said = append(a.said, what) }
+func (a *asking) answer(unique uint64, _ int32) error { a.say(unique); return nil }
+func (a *asking) answerAll(held []lockAnswer)         { a.say(held) }
+func (a *asking) read([]byte) (int, error)            { a.say("read"); return 1, nil }
+func (a *asking) take() (what []any)                  { what, a.said = a.said, nil; return what }
+func newAsking() (*Server, *asking) {
+	a := &asking{}
+	s := &Server{dev: device{a}}
+	s.held.may = true
+	return s, a
+}
+func (a *asking) ask(s *Server, unique uint64, tid, owner uint32) {
+	s.answerLock(&fuse.LkIn{InHeader: fuse.InHeader{Unique: unique, Caller: fuse.Caller{Pid: tid}}, Owner: uint64(owner)}, unix.EAGAIN)
+}
+
+func (a *asking) tryRead([]byte) (int, error) {
+	if a.more == 0 {
+		return 0, unix.EAGAIN
+	}
+	a.more--
+	a.say("tryRead")
+	return 1, nil
+}
+
+func lockAnswers(from, to uint64) []lockAnswer {
+	var all []lockAnswer
+	for u := from; u <= to; u++ {
+		all = append(all, lockAnswer{u, 100 + u, -int32(unix.EAGAIN)})
+	}
+	return all
+}
+
+// Few that ask by turns are answered one by one.
+func TestFewAreAnsweredAtOnce(t *testing.T) {
+	s, a := newAsking()
+	for tid := range uint32(3) {
+		a.ask(s, 1, 10+tid, 1) // they are new
+	}
+	s.answerHeld()
+	a.take()
+	for u := range uint64(12) {
+		a.ask(s, u, 10+uint32(u%3), 100)
+		_, err := s.next(nil)
+		require.NoError(t, err)
+		require.Equal(t, []any{u, "read"}, a.take())
+	}
+}
+
+// Many are answered when nobody asks any more, or when so many are that the first would wait for long; and who asks
+// again before that, first.
+func TestManyAreAnsweredTogether(t *testing.T) {
+	s, a := newAsking()
+	ask := func(u uint64) { a.ask(s, u, uint32(u), 100+uint32(u)) }
+	a.more = 2
+	for u := range uint64(3) {
+		ask(10 + u)
+		_, err := s.next(nil)
+		require.NoError(t, err)
+	}
+	require.Equal(t, []any{"tryRead", "tryRead", lockAnswers(10, 12), "read"}, a.take())
+	for u := range uint64(maxHeld) {
+		ask(20 + u)
+	}
+	require.Equal(t, []any{lockAnswers(20, 19+maxHeld)}, a.take())
+	ask(50)
+	a.ask(s, 51, 50, 151) // by a thread that asked just now: after the one before it
+	require.True(t, s.held.of(150))
+	require.False(t, s.held.of(149))
+	require.Empty(t, a.take())
+	_, err := s.next(nil)
+	require.NoError(t, err)
+	require.Equal(t, []any{lockAnswers(50, 51), "read"}, a.take())
+	s.held.may = false
+	ask(60)
+	require.Equal(t, []any{uint64(60)}, a.take())
+}
+
+// TestAnswerAll: with io_submit(2) and without, whatever number of answers it is, and after more than the kernel keeps results of.
+func TestAnswerAll(t *testing.T) {
+	for _, aio := range []bool{true, false} {
+		ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		require.NoError(t, err)
+		d := newFuseDevice(ends[0])
+		require.NotZero(t, d.aio.id, "io_setup")
+		if !aio {
+			d.aio.id = 0
+		}
+		unique := uint64(0)
+		for round := range 3 * aioRoom {
+			held := make([]lockAnswer, 1+round%maxHeld)
+			for i := range held {
+				unique++
+				held[i] = lockAnswer{unique: unique, code: -int32(unique % 100)}
+			}
+			if aio {
+				require.Equal(t, len(held), d.submit(held))
+			} else {
+				d.answerAll(held)
+			}
+			for _, a := range held {
+				var b [64]byte
+				n, _, err := unix.Recvfrom(ends[1], b[:], unix.MSG_DONTWAIT)
+				require.NoError(t, err)
+				require.Equal(t, sizeofOutHeader, n)
+				require.Equal(t, a.unique, binary.NativeEndian.Uint64(b[8:]))
+				require.Equal(t, a.code, int32(binary.NativeEndian.Uint32(b[4:])))
+			}
+		}
+		require.NoError(t, unix.Close(ends[0]))
+		require.NoError(t, unix.Close(ends[1]))
+	}
+}
