@@ -7,15 +7,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// aioContext is a queue of io_setup(2), by which one system call makes many. A
-// write to /dev/fuse is done when io_submit(2) returns.
+// aioContext writes frames to a file by io_submit(2), many in one system call.
 //
 // Concurrency: one goroutine at a time.
 type aioContext struct {
-	id     uintptr // 0: there is none
-	done   int     // whose results were not taken
-	blocks [maxHeld]iocb
-	list   [maxHeld]*iocb
+	id      uintptr // of io_setup(2); 0: there is none
+	done    int     // whose results were not taken
+	frames  [maxHeld][sizeofOutHeader]byte
+	blocks  [maxHeld]iocb // of one frame each
+	list    [maxHeld]*iocb
+	results [aioRoom][4]uint64 // struct io_event, which nobody looks at
 }
 
 // iocb is struct iocb of linux/aio_abi.h. What has no name here is 0.
@@ -34,27 +35,26 @@ const (
 	aioRoom = 128
 )
 
-// setup prepares to write to fd. It has no effect where that is not allowed, or
-// where all queues are taken (/proc/sys/fs/aio-max-nr).
-func (a *aioContext) setup(fd int) {
+// newAIO prepares to write to fd. Where that is not allowed, or all contexts are
+// taken (/proc/sys/fs/aio-max-nr), nothing can be submitted.
+func newAIO(fd int) *aioContext {
+	a := new(aioContext)
 	if _, _, errno := syscall.RawSyscall(unix.SYS_IO_SETUP, aioRoom, uintptr(unsafe.Pointer(&a.id)), 0); errno != 0 {
 		a.id = 0
 	}
 	for i := range a.blocks {
-		a.blocks[i] = iocb{opcode: iocbWrite, fd: uint32(fd)}
+		f := &a.frames[i]
+		a.blocks[i] = iocb{opcode: iocbWrite, fd: uint32(fd), buf: uint64(uintptr(unsafe.Pointer(f))), n: uint64(len(f))}
 		a.list[i] = &a.blocks[i]
 	}
+	return a
 }
 
-// submit makes the first n writes of blocks, and returns how many were made. Those
-// have succeeded, or failed as they would fail again.
+// submit writes the first n frames, and returns how many were written: whether
+// one was taken is not told.
 func (a *aioContext) submit(n int) int {
-	if a.id == 0 {
-		return 0
-	}
 	if a.done+n > aioRoom {
-		var results [aioRoom][4]uint64 // struct io_event
-		got, _, errno := syscall.RawSyscall6(unix.SYS_IO_GETEVENTS, a.id, 0, aioRoom, uintptr(unsafe.Pointer(&results)), 0, 0)
+		got, _, errno := syscall.RawSyscall6(unix.SYS_IO_GETEVENTS, a.id, 0, aioRoom, uintptr(unsafe.Pointer(&a.results)), 0, 0)
 		if errno != 0 {
 			return 0
 		}

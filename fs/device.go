@@ -61,15 +61,15 @@ const (
 
 // fuseDevice is an open /dev/fuse.
 //
-// Concurrency: one goroutine reads; every other method may be called from any.
+// Concurrency: one goroutine reads and answers many; every other method may be
+// called from any.
 type fuseDevice struct {
 	fd   int
 	idle int // reads in a row that brought no request
 	// busy says that the reader may keep its processor while it waits.
-	busy   bool
-	waits  bool // a read waits for a request: O_NONBLOCK is not set
-	aio    aioContext
-	frames [maxHeld][sizeofOutHeader]byte // that aio writes
+	busy  bool
+	waits bool // a read waits for a request: O_NONBLOCK is not set
+	aio   *aioContext
 }
 
 var _ connection = (*fuseDevice)(nil)
@@ -85,7 +85,7 @@ var preempts = !strings.Contains(os.Getenv("GODEBUG"), "asyncpreemptoff=") && !s
 func newFuseDevice(fd int) *fuseDevice {
 	d := &fuseDevice{fd: fd, busy: preempts && preemptionEndsReads()}
 	d.setWaits(d.busy)
-	d.aio.setup(fd)
+	d.aio = newAIO(fd)
 	return d
 }
 
@@ -137,11 +137,10 @@ func (d *fuseDevice) tryRead(buf []byte) (int, error) {
 	}
 	for {
 		n, errno := d.call(unix.SYS_READ, unsafe.Pointer(&buf[0]), len(buf))
-		switch errno {
-		case 0:
+		if errno == 0 {
 			return int(n), nil
-		case unix.EINTR, unix.ENOENT: // as in readFailed
-		default:
+		}
+		if again, _ := d.readFailed(errno); !again || errno == unix.EAGAIN {
 			return 0, errno
 		}
 	}
@@ -212,21 +211,21 @@ func (d *fuseDevice) answer(unique uint64, code int32) error {
 	return d.writeAtOnce(unsafe.Pointer(&b), len(b)) // again, or to fail in the same way
 }
 
-// answerAll implements [connection], by one system call where it can.
-func (d *fuseDevice) answerAll(held []lockAnswer) {
-	for _, a := range held[d.submit(held):] {
-		_ = d.answer(a.unique, a.code) // as of all answers: nobody may wait for it any more
-	}
-}
+// answersMany implements [connection].
+func (d *fuseDevice) answersMany() bool { return d.aio.id != 0 }
 
-// submit gives answers to the kernel together, and returns how many it took.
-func (d *fuseDevice) submit(held []lockAnswer) int {
-	for i, a := range held {
-		f := &d.frames[i]
-		putOutHeader(f[:], len(f), a.code, a.unique)
-		d.aio.blocks[i].buf, d.aio.blocks[i].n = uint64(uintptr(unsafe.Pointer(f))), uint64(len(f))
+// answerAll implements [connection].
+func (d *fuseDevice) answerAll(held []lockAnswer) {
+	done := 0
+	if len(held) > 1 {
+		for i, a := range held {
+			putOutHeader(d.aio.frames[i][:], sizeofOutHeader, a.code, a.unique)
+		}
+		done = d.aio.submit(len(held))
 	}
-	return d.aio.submit(len(held))
+	for _, a := range held[done:] {
+		_ = d.answer(a.unique, a.code) // as with all answers: nobody may wait for it any more
+	}
 }
 
 // isShortAnswer reports whether a frame is one that the kernel takes without

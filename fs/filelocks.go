@@ -51,7 +51,7 @@ func errnoFor(err error) syscall.Errno {
 func (s *Server) lockFile(in *fuse.LkIn) {
 	key, ok := s.files.LockKey(in.NodeId)
 	if !ok {
-		s.dev.replyError(in.Unique, syscall.ENOLCK) // synthetic files cannot be locked
+		s.answerLock(in, syscall.ENOLCK) // synthetic files cannot be locked
 		return
 	}
 	if s.held.of(in.Owner) {

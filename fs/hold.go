@@ -9,14 +9,15 @@ import (
 // heldAnswers are answers to requests for locks that the kernel is given together.
 // Whoever is answered mostly runs at once, before the worker is back from write(2);
 // so when many ask by turns, the worker would be run for one request, and with
-// nothing in the caches, for each. It reads on instead until nobody asks, and
-// then answers all of them.
+// nothing in the caches, for each. It reads on instead until nobody asks, or
+// maxHeld requests are served, and then answers all of them.
 //
 // Concurrency: the reader's alone.
 type heldAnswers struct {
-	// may: the reader looks after them, see [Server.next].
+	// may: this goes through [Server.next], which answers in time.
 	may    bool
 	askers [3]uint32 // threads that asked last
+	reads  int       // since the first of all
 	n      int
 	all    [maxHeld]lockAnswer
 }
@@ -28,7 +29,7 @@ type lockAnswer struct {
 	code   int32
 }
 
-// maxHeld bounds how long who asked first waits: some 3 µs for each.
+// maxHeld bounds how many requests whoever asked first waits for.
 const maxHeld = 16
 
 // crowded reports whether this thread is none of the last three to ask. Few that
@@ -63,25 +64,30 @@ func (s *Server) answerLock(in *fuse.LkIn, errno syscall.Errno) {
 		return
 	}
 	h.all[h.n] = lockAnswer{in.Unique, in.Owner, -int32(errno)}
-	if h.n++; h.n == maxHeld {
-		s.answerHeld()
-	}
+	h.n++
 }
 
 // answerHeld gives the kernel what is held.
 func (s *Server) answerHeld() {
 	h := &s.held
 	s.dev.answerAll(h.all[:h.n])
-	h.n = 0
+	h.n, h.reads = 0, 0
 }
 
 // next reads the next request. It waits for one only when all are answered.
 func (s *Server) next(buf []byte) (int, error) {
-	if s.held.n > 0 {
+	if s.held.n == 0 {
+		return s.dev.read(buf)
+	}
+	return s.nextOfMany(buf)
+}
+
+func (s *Server) nextOfMany(buf []byte) (int, error) {
+	if s.held.reads++; s.held.reads < maxHeld { // so there is room for the next one's answer
 		if n, err := s.dev.tryRead(buf); err == nil {
 			return n, nil
 		}
-		s.answerHeld()
 	}
+	s.answerHeld()
 	return s.dev.read(buf)
 }

@@ -36,8 +36,10 @@ type connection interface {
 	send(frame []byte) error
 	// answer gives the kernel a reply without data: code is 0 or a negative errno.
 	answer(unique uint64, code int32) error
-	// answerAll gives it up to maxHeld at once. One goroutine calls it.
+	// answerAll gives it up to maxHeld, and by one system call if answersMany. One
+	// goroutine calls it.
 	answerAll(held []lockAnswer)
+	answersMany() bool
 	// tryRead is read if there is a request; else it fails with EAGAIN.
 	tryRead(buf []byte) (int, error)
 }

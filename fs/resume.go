@@ -199,7 +199,9 @@ const (
 )
 
 // failInFlight is for kernels before 6.9, which cannot send requests again:
-// nobody knows them, but they must not wait for ever. It waits for the next
+// nobody knows them, but they must not wait for ever. Those that the process had
+// served and held the answers of are among them: who is told EIO may have the lock
+// until it closes the file. It waits for the next
 // request and answers those before it with EIO; to most of these numbers no
 // request waits, and the kernel says so.
 func (s *Server) failInFlight() {

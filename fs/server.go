@@ -93,8 +93,8 @@ type Server struct {
 	files    *files.FS
 	lock     lockengine.Request // the reader's, for the next request about a lock
 	nextWait *lockWait          // the reader's, for the next request that may wait
-	cfg      Config
 	held     heldAnswers
+	cfg      Config
 	host     host
 	protocol *fuse.ProtocolServer
 	log      *slog.Logger
@@ -210,7 +210,7 @@ func (s *Server) Serve() (err error) {
 	}
 	in, out := s.buffer(), s.buffer()
 	defer s.condemn(&in)
-	s.held.may = true
+	s.held.may = s.dev.answersMany()
 	for {
 		n, err := s.next(in[:])
 		if err != nil || n == 0 {

@@ -159,7 +159,7 @@ func (l *simLife) act() bool {
 }
 
 func (l *simLife) read(buf []byte) (int, error) {
-	if l.over {
+	if l.over || l.kernel.idle() {
 		return 0, nil
 	}
 	return l.kernel.read(buf), nil
@@ -184,9 +184,11 @@ func (l *simLife) answerAll(held []lockAnswer) {
 	}
 }
 
-// tryRead is only called while a server takes over: then clients die too.
+func (l *simLife) answersMany() bool { return true }
+
+// tryRead: clients die while a server takes over, too.
 func (l *simLife) tryRead(buf []byte) (int, error) {
-	if !l.over && !l.calm && l.chance(l.weights.killInGap) {
+	if !l.over && !l.calm && !l.server.held.may && l.chance(l.weights.killInGap) {
 		l.killOne()
 	}
 	if l.over || l.kernel.idle() {
@@ -373,13 +375,15 @@ const simTimeout = masterTimeout
 func (s *sim) request() {
 	s.serve(func() {
 		s.server.held.may = true
-		for more := true; more; more = s.server.held.n > 0 && !s.life.over && !s.kernel.idle() {
-			n := s.kernel.read(s.in[0][:])
+		for more := true; more; more = s.server.held.n > 0 {
+			n, err := s.server.next(s.in[0][:])
+			if err != nil || n == 0 {
+				return
+			}
 			if !s.server.dispatch(s.in[0], n, s.in[1], nil) {
 				s.in[0] = simBuffers.Get().(*[bufferSize]byte)
 			}
 		}
-		s.server.answerHeld()
 	})
 }
 
