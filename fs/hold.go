@@ -82,6 +82,8 @@ func (s *Server) next(buf []byte) (int, error) {
 	return s.nextOfMany(buf)
 }
 
+// nextOfMany is next when answers are held. It is by itself so that the way of a
+// single client runs through little code.
 func (s *Server) nextOfMany(buf []byte) (int, error) {
 	if s.held.reads++; s.held.reads < maxHeld { // so there is room for the next one's answer
 		if n, err := s.dev.tryRead(buf); err == nil {

@@ -36,9 +36,10 @@ type connection interface {
 	send(frame []byte) error
 	// answer gives the kernel a reply without data: code is 0 or a negative errno.
 	answer(unique uint64, code int32) error
-	// answerAll gives it up to maxHeld, and by one system call if answersMany. One
-	// goroutine calls it.
+	// answerAll gives it up to maxHeld of those. One goroutine calls it.
 	answerAll(held []lockAnswer)
+	// answersMany reports whether answerAll does so at once, which is what makes it
+	// worth to hold answers.
 	answersMany() bool
 	// tryRead is read if there is a request; else it fails with EAGAIN.
 	tryRead(buf []byte) (int, error)

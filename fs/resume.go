@@ -199,11 +199,10 @@ const (
 )
 
 // failInFlight is for kernels before 6.9, which cannot send requests again:
-// nobody knows them, but they must not wait for ever. Those that the process had
-// served and held the answers of are among them: who is told EIO may have the lock
-// until it closes the file. It waits for the next
+// nobody knows them, but they must not wait for ever. It waits for the next
 // request and answers those before it with EIO; to most of these numbers no
-// request waits, and the kernel says so.
+// request waits, and the kernel says so. If the process had served one and held
+// the answer, who is told EIO has the lock until it closes the file.
 func (s *Server) failInFlight() {
 	s.log.Warn("this kernel cannot send requests again (Linux 6.9 can): what was asked for when the process before died fails with EIO")
 	buf, out := s.buffer(), s.buffer()
