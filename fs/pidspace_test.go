@@ -47,7 +47,7 @@ func onlyChild(t *testing.T, pid int32) int32 {
 		for _, c := range e.Name() {
 			child = 10*child + c - '0'
 		}
-		if st, ok := statOf(child); ok && e.Name()[0] <= '9' && st.ppid == strconv.Itoa(int(pid)) {
+		if _, runs := statOf(child); runs && e.Name()[0] <= '9' && procField(child, "PPid") == strconv.Itoa(int(pid)) {
 			return child
 		}
 	}
