@@ -3,7 +3,9 @@ package fs
 import (
 	"strconv"
 	"testing"
+	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -99,4 +101,30 @@ func TestNameOfTwoNumbers(t *testing.T) {
 	s.dynamic.restore(b, takeFileRow, "x")
 	s.dynamic.drop(a)
 	assert.Equal(t, b, s.dynamic.lookup(takeFileRow, "x").id)
+}
+
+// What the kernel may believe for longer than an answer takes: names and attributes that never change. The root's
+// attributes are not among them: by these a dead mount shows.
+func TestWhatIsBelieved(t *testing.T) {
+	k := newKernel(t, t.TempDir())
+	const never, long = 0, uint64(staticTimeout / time.Second)
+	node := map[string]uint64{"": fuse.FUSE_ROOT_ID}
+	for _, c := range []struct {
+		dir, name   string
+		entry, attr uint64
+	}{
+		{"", "tlock", long, long}, {"", "hold", long, long}, {"", "take", long, long}, {"", "README", long, never},
+		{"hold", "x", long, long}, {"take", "x+5m", long, long},
+		{"tlock", "held", never, never}, {"held", "token", never, never}, {"held", "d", never, never},
+	} {
+		reply := k.send(newRequest(opLookup, node[c.dir], append([]byte(c.name), 0)))
+		require.Zero(t, errnoIn(reply), c.name)
+		node[c.name] = word(reply, 0)
+		assert.Equal(t, []uint64{c.entry, c.attr}, []uint64{word(reply, 16), word(reply, 24)}, c.name)
+		reply = k.send(newRequest(opGetattr, node[c.name], words(0, 0)))
+		require.Zero(t, errnoIn(reply), c.name)
+		assert.Equal(t, c.attr, word(reply, 0), c.name)
+	}
+	assert.Zero(t, word(k.send(newRequest(opGetattr, fuse.FUSE_ROOT_ID, words(0, 0))), 0))
+	k.finish()
 }

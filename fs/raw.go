@@ -77,11 +77,17 @@ func (r *raw) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out 
 // static nodes are always there.
 func (n node) static() bool { return n.token == 0 && n.id&dynamic == 0 }
 
-// attrTimeout is how long the kernel may believe a node's attributes: those of
-// the fixed directories never change, and it asks for them to check every path
-// through them. Not so the root's, by which a dead mount shows in stat(2).
+// everlasting nodes keep their name and attributes for as long as there is a
+// mount: the fixed directories, and whatever name is asked for in take/ and hold/.
+// The root's attributes the kernel must ask for all the same, though it looks
+// at them in every path: by that a dead mount shows in stat(2).
+func (n node) everlasting() bool {
+	return n.static() && n.row.isDir() && n.row != rootRow || n.row.take
+}
+
+// attrTimeout is how long the kernel may believe a node's attributes.
 func (n node) attrTimeout() time.Duration {
-	if n.static() && n.row.isDir() && n.row != rootRow {
+	if n.everlasting() {
 		return staticTimeout
 	}
 	return 0
@@ -129,10 +135,10 @@ func (s *Server) fillEntry(n node, out *fuse.EntryOut) error {
 		return nil
 	}
 	out.NodeId = n.id
-	if n.static() {
+	if n.static() || n.everlasting() {
 		out.SetEntryTimeout(staticTimeout)
-		out.SetAttrTimeout(n.attrTimeout())
 	}
+	out.SetAttrTimeout(n.attrTimeout())
 	return s.fillAttr(n, &out.Attr)
 }
 
@@ -217,6 +223,7 @@ func (r *raw) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	if err := r.s.fillAttr(n, &out.Attr); err != nil {
 		return statusOf(err)
 	}
+	out.SetTimeout(n.attrTimeout())
 	before := out.Attr
 	if err := r.s.setAttr(n, in); err != nil {
 		return statusOf(err)
