@@ -12,6 +12,7 @@ import "container/heap"
 type cut struct {
 	core   *core
 	number uint64 // of this cut
+	whole  bool   // with what is of use only to a successor
 
 	// As of the instant:
 	head   stateHead
@@ -83,11 +84,12 @@ type ownerCopy struct {
 }
 
 // startCut starts a cut as of now, whole with what is of use only to a
-// successor. There is one at a time.
+// successor. There is one at a time. If it is not whole, waiters come first: who
+// makes a view knows then which locks they wait for.
 func (c *core) startCut(whole bool) *cut {
 	c.cuts++
 	k := &cut{
-		core: c, number: c.cuts,
+		core: c, number: c.cuts, whole: whole,
 		head: stateHead{
 			now: c.now, known: c.known, boot: c.boot, token: c.names.last, nextWaiter: c.nextWaiter,
 			lastWatch: c.lastWatch, event: c.log.last, rand: c.rand, stats: c.stats,
@@ -109,6 +111,9 @@ func (c *core) startCut(whole bool) *cut {
 // all, the cut has ended.
 func (k *cut) step(n int) (more bool) {
 	n = k.stepEnded(n)
+	if !k.whole {
+		n = k.waits.step(n, &k.ready.waits)
+	}
 	n = k.named.step(n, &k.ready.named)
 	n = k.segs.step(n, &k.ready.segs)
 	n = k.waits.step(n, &k.ready.waits)

@@ -13,24 +13,37 @@ type snapshotBuilder struct {
 	named int // how many of out.Locks are Named
 	waits []waitCopy
 	kinds map[ownerKey]OwnerKind
+	// held is told of the Named locks, of which only those are kept then that
+	// somebody waits for; nil: all are kept.
+	held   func(*Lock)
+	waited map[string]bool // names that somebody waits for
 }
 
 // add takes copies of what is wanted; nil: of all. The Named ones come first.
 func (b *snapshotBuilder) add(part *copies, wanted func(Class, string) bool) {
-	for i := range part.named {
-		if l := &part.named[i].Lock; wanted == nil || wanted(Named, l.Name) {
-			b.out.Locks = append(b.out.Locks, *l)
-			b.named++
+	for i := range part.waits {
+		if req := &part.waits[i].req; wanted == nil || wanted(req.Class, req.Name) {
+			b.waits = append(b.waits, part.waits[i])
+			b.await(req)
 		}
+	}
+	for i := range part.named {
+		l := &part.named[i].Lock
+		if wanted != nil && !wanted(Named, l.Name) {
+			continue
+		}
+		if b.held != nil {
+			b.held(l)
+			if !b.waited[l.Name] {
+				continue
+			}
+		}
+		b.out.Locks = append(b.out.Locks, *l)
+		b.named++
 	}
 	for i := range part.segs {
 		if l := &part.segs[i]; wanted == nil || wanted(l.Class, l.Name) {
 			b.out.Locks = append(b.out.Locks, *l)
-		}
-	}
-	for i := range part.waits {
-		if req := &part.waits[i].req; wanted == nil || wanted(req.Class, req.Name) {
-			b.waits = append(b.waits, part.waits[i])
 		}
 	}
 	for i := range part.owners {
@@ -38,6 +51,17 @@ func (b *snapshotBuilder) add(part *copies, wanted func(Class, string) bool) {
 			b.kinds[o.ownerKey] = o.kind
 		}
 	}
+}
+
+// await notes which locks a request waits for, if it is to be known.
+func (b *snapshotBuilder) await(req *Request) {
+	if b.held == nil || req.Class != Named {
+		return
+	}
+	if b.waited == nil {
+		b.waited = map[string]bool{}
+	}
+	b.waited[req.Name], b.waited[req.Guard] = true, true
 }
 
 // held is how many locks there were.
@@ -63,6 +87,23 @@ func (b *snapshotBuilder) snapshot() Snapshot {
 	slices.SortFunc(b.waits, func(x, y waitCopy) int { return cmp.Compare(x.id, y.id) })
 	b.waiting()
 	return b.out
+}
+
+// each tells of what was added and not told of yet, in order.
+func (b *snapshotBuilder) each(waits func(*Waiting, []*Lock)) {
+	all := b.snapshot()
+	for i := range all.Locks[b.named:] {
+		b.held(&all.Locks[b.named+i])
+	}
+	for i := range all.Waiting {
+		w := &all.Waiting[i]
+		blockers := make([]*Lock, len(w.Blockers))
+		for j, at := range w.Blockers {
+			blockers[j] = &all.Locks[at]
+		}
+		w.Blockers = nil
+		waits(w, blockers)
+	}
 }
 
 func (b *snapshotBuilder) waiting() {

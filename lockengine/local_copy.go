@@ -79,6 +79,23 @@ func (l *Local) Snapshot() Snapshot {
 	return l.snapshotOf(nil)
 }
 
+// Each implements [Engine].
+func (l *Local) Each(begin func(Instant), held func(*Lock), waits func(*Waiting, []*Lock)) {
+	b := snapshotBuilder{kinds: map[ownerKey]OwnerKind{}, held: held}
+	_ = l.copyState(false, func(k *cut) error { // neither fails
+		b.cut = k
+		return nil
+	}, func(part *copies) error {
+		if begin != nil {
+			begin(b.cut.head.now)
+			begin = nil
+		}
+		b.add(part, nil)
+		return nil
+	})
+	b.each(waits)
+}
+
 // snapshotOf is a snapshot of the locks and waiters on the names wanted; nil: all.
 func (l *Local) snapshotOf(wanted func(Class, string) bool) Snapshot {
 	b := snapshotBuilder{kinds: map[ownerKey]OwnerKind{}}

@@ -420,6 +420,12 @@ type Engine interface {
 
 	// Snapshot copies the whole state.
 	Snapshot() Snapshot
+	// Each tells of one state what Snapshot does, in the same order: begin is
+	// called first, with its time, then held for each lock and waits for each that
+	// waits, with its blockers. Named locks are not kept for it, of which there
+	// may be many, and their Waiters are not counted. What the callbacks are
+	// given is theirs until they return; they must not call the engine.
+	Each(begin func(now Instant), held func(*Lock), waits func(w *Waiting, blockers []*Lock))
 
 	// Locks returns the locks held and the waiters on one name of the classes
 	// Record and Flock, and Names those names that have any.
