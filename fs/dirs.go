@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -166,31 +167,39 @@ func listViewFiles(s *Server, dir node, _ caller, after uint64, add func(string,
 	}
 }
 
-func renderViewFile(s *Server, n node, c caller) ([]byte, error) {
+func renderViewFile(s *Server, n node, c caller, w io.Writer) error {
 	for _, f := range s.lockedFiles() {
 		if f.path == n.name {
 			locks, waiting := s.engine.Locks(f.key)
-			return lines(s.described(lockengine.Snapshot{Now: s.now(), Locks: locks, Waiting: waiting}, c), false), nil
+			d := s.describer(s.now(), s.readerOf(c))
+			for i := range locks {
+				writeLine(w, d.held(&locks[i]), false)
+			}
+			for i := range waiting {
+				writeLine(w, d.waiting(&waiting[i], nil), false)
+			}
+			return nil
 		}
 	}
-	return nil, syscall.ENOENT
+	return syscall.ENOENT
 }
 
 // pids lists the processes that hold or wait for anything by the numbers that
 // a thread knows them by, ascending.
 func (s *Server) pids(tid int32) []int32 {
+	space, seen := s.host.space(tid), map[int32]bool{0: true}
 	var out []int32
-	snap := s.engine.Snapshot()
-	space := s.host.space(tid)
-	for i := range snap.Locks {
-		out = append(out, space.pid(snap.Locks[i].Who.PID, snap.Locks[i].Since))
+	add := func(pid int32) {
+		if !seen[pid] {
+			seen[pid] = true
+			out = append(out, pid)
+		}
 	}
-	for i := range snap.Waiting {
-		out = append(out, space.pid(snap.Waiting[i].Who.PID, snap.Waiting[i].Since))
-	}
+	s.engine.Each(func(lockengine.Instant) {},
+		func(l *lockengine.Lock) { add(space.pid(l.Who.PID, l.Since)) },
+		func(w *lockengine.Waiting, _ []*lockengine.Lock) { add(space.pid(w.Who.PID, w.Since)) })
 	slices.Sort(out)
-	out = slices.Compact(out)
-	return slices.DeleteFunc(out, func(pid int32) bool { return pid == 0 })
+	return out
 }
 
 func listPids(s *Server, _ node, c caller, after uint64, add func(string, node, uint64) bool) {
@@ -213,15 +222,12 @@ func findPid(s *Server, _ node, name string, c caller) (node, error) {
 	return s.dynamic.lookup(viewPidRow, name), nil
 }
 
-func renderViewPid(s *Server, n node, c caller) ([]byte, error) {
+func renderViewPid(s *Server, n node, c caller, w io.Writer) error {
 	pid, _ := strconv.ParseInt(n.name, 10, 32)
-	all := s.described(s.engine.Snapshot(), c)
-	own := func(yield func(lockJSON) bool) {
-		for j := range all {
-			if j.PID == int32(pid) && !yield(j) {
-				return
-			}
+	s.describeAll(c, func(j lockJSON) {
+		if j.PID == int32(pid) {
+			writeLine(w, j, true)
 		}
-	}
-	return lines(own, true), nil
+	})
+	return nil
 }

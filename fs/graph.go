@@ -3,6 +3,7 @@ package fs
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"slices"
 
 	"lockfs/lockengine"
@@ -35,30 +36,28 @@ type edge struct {
 	path     string
 }
 
-func renderGraph(s *Server, _ node, c caller) ([]byte, error) {
-	snap := s.engine.Snapshot()
-	d := s.describer(snap.Now, s.readerOf(c))
+func renderGraph(s *Server, _ node, c caller, w io.Writer) error {
+	var d *describer
 	labels := map[party]string{}
 	var edges []edge
 	seen := map[edge]bool{}
-	for i := range snap.Waiting {
-		w := &snap.Waiting[i]
-		from := partyOf(w.Who, w.Owner)
-		labels[from] = d.process(w.Who, w.Since).label()
-		for _, j := range w.Blockers {
-			l := &snap.Locks[j]
+	s.engine.Each(func(now lockengine.Instant) { d = s.describer(now, s.readerOf(c)) }, func(*lockengine.Lock) {}, func(r *lockengine.Waiting, blockers []*lockengine.Lock) {
+		from := partyOf(r.Who, r.Owner)
+		labels[from] = d.process(r.Who, r.Since).label()
+		for _, l := range blockers {
 			to := partyOf(l.Who, l.Owner)
 			if _, ok := labels[to]; !ok {
 				labels[to] = d.process(l.Who, l.Since).label()
 			}
-			e := edge{from, to, d.path(w.Class, w.Name)}
+			e := edge{from, to, d.path(r.Class, r.Name)}
 			if !seen[e] {
 				seen[e] = true
 				edges = append(edges, e)
 			}
 		}
-	}
-	return dot(labels, edges), nil
+	})
+	_, err := w.Write(dot(labels, edges))
+	return err
 }
 
 func (p process) label() string { return fmt.Sprintf("%d %s", p.pid, p.command) }

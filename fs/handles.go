@@ -3,6 +3,7 @@ package fs
 import (
 	"cmp"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 )
@@ -13,9 +14,12 @@ type handle struct {
 	node   node
 	uid    uint32  // who opened it
 	flags  uint32  // of open(2)
-	data   []byte  // content, rendered at open
+	data   []byte  // content, rendered at open; none if it is long
 	stream *stream // content that comes with time
 	taking *taking // of take/ and hold/
+
+	long     *os.File // content that is long; nil: it is not
+	longSize int64    // in bytes
 
 	mu        sync.Mutex
 	written   []byte // what was written through it so far
@@ -139,8 +143,8 @@ func (s *Server) openHandle(h *handle) {
 	mu := h.guard()
 	mu.Lock()
 	defer mu.Unlock()
-	if len(h.data) > maxRecordedText {
-		if h.inStore = s.host.journal != nil && s.keepText(h); !h.inStore {
+	if h.size() > maxRecordedText {
+		if h.inStore = h.long != nil && s.host.journal != nil && s.keepText(h); !h.inStore {
 			return // a successor will not know it
 		}
 	}
@@ -174,6 +178,9 @@ func (s *Server) closeHandle(fh uint64) *handle {
 	}
 	if h.inStore {
 		s.cfg.Store.Drop(fh)
+	}
+	if h.long != nil {
+		_ = h.long.Close()
 	}
 	return h
 }

@@ -15,12 +15,14 @@ type lockView struct {
 	s       *Server
 	to      caller
 	now     lockengine.Instant
-	waiters []lockengine.Waiting
+	waiters []lockengine.Waiting // for slow rows
 }
 
-func (s *Server) viewLock(l lockengine.Lock, c caller) *lockView {
+// viewLock is for a row of lockTable. There may be many waiters: only where it may
+// take its time are they looked at.
+func (s *Server) viewLock(l lockengine.Lock, r *row, c caller) *lockView {
 	v := &lockView{Lock: l, s: s, to: c, now: s.now()}
-	if l.Waiters > 0 {
+	if l.Waiters > 0 && r.slow {
 		v.waiters = s.engine.Waiters(lockengine.Named, l.Name)
 	}
 	return v

@@ -1,7 +1,12 @@
 package fs
 
 import (
-	"fmt"
+	"bufio"
+	"bytes"
+	"io"
+	"math"
+	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -19,51 +24,106 @@ const maxRecordedText = 2048
 // keepText gives the text of a handle to the store, and reports whether it is
 // kept there.
 func (s *Server) keepText(h *handle) bool {
-	if s.cfg.Store == nil {
-		return false
-	}
-	fd, err := memoryOf(h.data)
-	if err == nil {
-		err = s.cfg.Store.Put(h.fh, fd)
-		unix.Close(fd)
-	}
-	return err == nil
+	return s.cfg.Store != nil && s.cfg.Store.Put(h.fh, int(h.long.Fd())) == nil
 }
 
-func memoryOf(text []byte) (int, error) {
-	fd, err := unix.MemfdCreate("lockfs view", unix.MFD_CLOEXEC)
-	if err != nil {
-		return -1, err
-	}
-	for rest := text; len(rest) > 0; {
-		n, err := unix.Write(fd, rest)
-		if err != nil && err != unix.EINTR {
-			unix.Close(fd)
-			return -1, err
+// longText collects a text in memory that the garbage collector does not have
+// to look after (memfd_create(2)): of many locks it is large, and to allocate
+// as much at once would make everybody who allocates help to collect. Where there
+// is none to be had, as without a descriptor to spare, it is kept as any other.
+type longText struct {
+	buf    []byte   // what is not in memory yet
+	file   *os.File // nil: nothing is
+	refuse error    // there is no such memory
+}
+
+// textStep is how much is written to memory at once, in bytes.
+const textStep = 64 << 10
+
+func (t *longText) Write(b []byte) (int, error) {
+	if len(t.buf)+len(b) > textStep && t.reserve() {
+		if err := t.flush(); err != nil {
+			return 0, err
 		}
-		rest = rest[max(n, 0):]
 	}
-	return fd, nil
+	t.buf = append(t.buf, b...)
+	return len(b), nil
 }
 
-func textOf(fd int) ([]byte, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+// reserve reports whether there is such memory.
+func (t *longText) reserve() bool {
+	if t.file == nil && t.refuse == nil {
+		var fd int
+		if fd, t.refuse = unix.MemfdCreate("lockfs view", unix.MFD_CLOEXEC); t.refuse == nil {
+			t.file = os.NewFile(uintptr(fd), "view")
+		}
+	}
+	return t.refuse == nil
+}
+
+func (t *longText) flush() error {
+	_, err := t.file.Write(t.buf)
+	t.buf = t.buf[:0]
+	return err
+}
+
+// reader reads what was written so far.
+func (t *longText) reader() (*bufio.Reader, error) {
+	if t.file == nil {
+		return bufio.NewReader(bytes.NewReader(t.buf)), nil
+	}
+	if err := t.flush(); err != nil {
 		return nil, err
 	}
-	text := make([]byte, st.Size)
-	for n := 0; n < len(text); {
-		k, err := unix.Pread(fd, text[n:], int64(n))
-		switch {
-		case err == unix.EINTR:
-		case err != nil:
-			return nil, err
-		case k == 0:
-			return nil, fmt.Errorf("%d bytes of %d", n, len(text))
-		}
-		n += max(k, 0)
+	return bufio.NewReaderSize(io.NewSectionReader(t.file, 0, math.MaxInt64), textStep), nil
+}
+
+// free gives the memory back.
+func (t *longText) free() {
+	if t.file != nil {
+		_ = t.file.Close()
 	}
-	return text, nil
+}
+
+// setText gives a handle its text, in memory if it is long.
+func (h *handle) setText(t *longText) error {
+	if len(t.buf) <= maxRecordedText && t.file == nil || !t.reserve() {
+		h.data = slices.Clone(t.buf)
+		return nil
+	}
+	err := t.flush()
+	if err == nil {
+		err = h.setLong(t.file)
+	}
+	if err != nil {
+		t.free()
+	}
+	return err
+}
+
+// setLong gives a handle a text that is in memory.
+func (h *handle) setLong(file *os.File) error {
+	st, err := file.Stat()
+	if err == nil {
+		h.long, h.longSize = file, st.Size()
+	}
+	return err
+}
+
+// size is the length of the text, in bytes.
+func (h *handle) size() int64 { return int64(len(h.data)) + h.longSize }
+
+// readText reads the text from an offset on.
+func (h *handle) readText(buf []byte, offset uint64) ([]byte, error) {
+	at := int64(min(offset, uint64(h.size())))
+	if h.long == nil {
+		return h.data[at:min(at+int64(len(buf)), h.size())], nil
+	}
+	n, err := h.long.ReadAt(buf, at)
+	if err == io.EOF {
+		err = nil
+	}
+	return buf[:n], err
 }
 
 // filesStore is the part of the store that belongs to package files.
@@ -75,28 +135,43 @@ type filesStore struct {
 // Take gives what is left when the texts were taken out.
 func (f *filesStore) Take() (map[uint64]int, error) { return f.taken, nil }
 
-// takeTexts gives handles the texts that were kept for them.
-func (s *Server) takeTexts() error {
+// takeTexts takes what is in the store. It returns the texts by handle, and leaves
+// the rest to package files.
+func (s *Server) takeTexts() (texts map[uint64]int, err error) {
 	if s.cfg.Store == nil {
-		return nil
+		return nil, nil
 	}
 	kept, err := s.cfg.Store.Take()
 	if err != nil {
-		return err
+		return nil, err
 	}
+	texts = map[uint64]int{}
 	for fh, fd := range kept {
-		if fh&synthetic == 0 {
-			continue
+		if fh&synthetic != 0 {
+			texts[fh] = fd
+			delete(kept, fh)
 		}
-		delete(kept, fh)
-		h := s.handles.get(fh)
-		if h == nil {
-			s.cfg.Store.Drop(fh)
-		} else if h.data, err = textOf(fd); err != nil {
-			s.log.Error("the text of an open view is lost", "node", h.node.id, "error", err)
-		}
-		unix.Close(fd)
 	}
 	s.filesStore.taken = kept
-	return nil
+	return texts, nil
+}
+
+// takeText gives a handle the text that was kept for it.
+func (s *Server) takeText(h *handle, texts map[uint64]int) {
+	fd, ok := texts[h.fh]
+	if !ok {
+		return
+	}
+	delete(texts, h.fh)
+	if err := h.setLong(os.NewFile(uintptr(fd), "view")); err != nil {
+		s.log.Error("the text of an open view is lost", "node", h.node.id, "error", err)
+	}
+}
+
+// dropTexts drops the texts of handles that are no more.
+func (s *Server) dropTexts(texts map[uint64]int) {
+	for fh, fd := range texts {
+		s.cfg.Store.Drop(fh)
+		_ = unix.Close(fd)
+	}
 }

@@ -23,7 +23,7 @@ type opened struct{ files, text, followers int }
 
 func (o *opened) count(h *handle, n int) {
 	o.files += n
-	o.text += n * len(h.data)
+	o.text += n * int(h.size())
 	if h.node.row == eventsRow {
 		o.followers += n
 	}

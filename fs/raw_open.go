@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bytes"
+	"io"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -60,17 +61,29 @@ func (s *Server) open(n node, in *fuse.OpenIn) (*handle, error) {
 		h.stream = n.row.stream(s, n)
 		h.stream.h, h.stream.space = h, s.host.space(c.tid)
 		err = h.stream.start()
-	case n.row.text != nil:
-		h.data, err = n.row.text(s, n, c)
-	case n.row.lockText != nil:
-		var l lockengine.Lock
-		if l, err = s.lockOf(n); err == nil {
-			h.data = []byte(n.row.lockText(s.viewLock(l, c)))
+	case n.row.text != nil, n.row.lockText != nil:
+		var text longText
+		if err = s.renderText(&text, n, c); err == nil {
+			err = h.setText(&text)
+		} else {
+			text.free()
 		}
 	default:
 		err = syscall.EISDIR
 	}
 	return h, err
+}
+
+// renderText writes the text of a synthetic file.
+func (s *Server) renderText(text *longText, n node, c caller) error {
+	if n.row.text != nil {
+		return n.row.text(s, n, c, text)
+	}
+	l, err := s.lockOf(n)
+	if err == nil {
+		_, err = io.WriteString(text, n.row.lockText(s.viewLock(l, n.row, c)))
+	}
+	return err
 }
 
 // mayWrite says whether the caller may open a node for writing.
@@ -101,8 +114,8 @@ func (r *raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 			return nil, fuse.Status(errno)
 		}
 	}
-	off := min(in.Offset, uint64(len(h.data)))
-	return fuse.ReadResultData(h.data[off:min(off+uint64(len(buf)), uint64(len(h.data)))]), fuse.OK
+	text, err := h.readText(buf, in.Offset)
+	return fuse.ReadResultData(text), statusOf(err)
 }
 
 func (r *raw) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32, fuse.Status) {

@@ -1,8 +1,14 @@
 package fs
 
-import _ "embed"
+import (
+	_ "embed"
+	"io"
+)
 
 //go:embed tree.txt
 var treeText []byte
 
-func renderReadme(*Server, node, caller) ([]byte, error) { return treeText, nil }
+func renderReadme(_ *Server, _ node, _ caller, w io.Writer) error {
+	_, err := w.Write(treeText)
+	return err
+}

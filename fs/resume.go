@@ -94,6 +94,10 @@ func (s *Server) reset() {
 }
 
 func (s *Server) restoreHandles() error {
+	texts, err := s.takeTexts()
+	if err != nil {
+		s.log.Error("open views, and files that were deleted, are lost", "error", err)
+	}
 	for _, data := range s.found {
 		d := &decoder{rest: data}
 		h := s.decodeHandle(d)
@@ -101,12 +105,13 @@ func (s *Server) restoreHandles() error {
 			s.log.Error("an open file of the process before cannot be restored", "handle", h.fh, "node", h.node.id, "error", d.err)
 			continue
 		}
+		if h.inStore {
+			s.takeText(h, texts)
+		}
 		s.handles.add(h)
 	}
 	s.found = nil
-	if err := s.takeTexts(); err != nil {
-		s.log.Error("open views, and files that were deleted, are lost", "error", err)
-	}
+	s.dropTexts(texts)
 	return s.files.Resume()
 }
 

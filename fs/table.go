@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"io"
 	"syscall"
 
 	"lockfs/lockengine"
@@ -15,8 +16,8 @@ type row struct {
 	// leaves them out, so that no walk of the tree opens them.
 	unlisted bool
 
-	// text renders a file's content, once for each open, for the caller.
-	text func(*Server, node, caller) ([]byte, error)
+	// text writes a file's content, once for each open, for the caller.
+	text func(*Server, node, caller, io.Writer) error
 	// quick texts are short, however many locks there are.
 	quick bool
 	// children are the fixed entries of a directory.
@@ -42,7 +43,7 @@ type row struct {
 	// write takes what the holder writes. It parses all of it before it
 	// changes anything.
 	write func(s *Server, unique uint64, l lockengine.Lock, text string) error
-	// slow files look at processes, as many as wait.
+	// slow files look at those who wait, and their processes.
 	slow bool
 	// leased nodes do not exist for a hold, which has no lease.
 	leased bool

@@ -3,9 +3,10 @@ package fs
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"iter"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -127,14 +128,14 @@ func (d *describer) held(l *lockengine.Lock) lockJSON {
 	return j
 }
 
-func (d *describer) waiting(w *lockengine.Waiting, locks []lockengine.Lock) lockJSON {
+func (d *describer) waiting(w *lockengine.Waiting, blockers []*lockengine.Lock) lockJSON {
 	j := d.common(w.Class, w.Name, w.Mode, w.Range, w.Who, w.Since)
 	j.State = "waiting"
 	if w.Class == lockengine.Named {
 		j.Name, j.Kind = w.Name, metaValue(w.Meta, "kind")
 	}
-	for _, i := range w.Blockers {
-		if pid := d.process(locks[i].Who, locks[i].Since).pid; !slices.Contains(j.Blockers, pid) {
+	for _, l := range blockers {
+		if pid := d.process(l.Who, l.Since).pid; !slices.Contains(j.Blockers, pid) {
 			j.Blockers = append(j.Blockers, pid)
 		}
 	}
@@ -155,46 +156,35 @@ func (d *describer) common(class lockengine.Class, name string, mode lockengine.
 	return j
 }
 
-// described yields a snapshot as lines for who reads it, the held ones first. The lines are not kept: of many locks they
-// would take more memory than the locks.
-func (s *Server) described(snap lockengine.Snapshot, c caller) iter.Seq[lockJSON] {
-	d := s.describer(snap.Now, s.readerOf(c))
-	return func(yield func(lockJSON) bool) {
-		for i := range snap.Locks {
-			if !yield(d.held(&snap.Locks[i])) {
-				return
-			}
-		}
-		for i := range snap.Waiting {
-			if !yield(d.waiting(&snap.Waiting[i], snap.Locks)) {
-				return
-			}
-		}
-	}
+// describeAll describes all locks of one state for a reader, the held ones first.
+// They are not kept: many would take much memory.
+func (s *Server) describeAll(c caller, tell func(lockJSON)) {
+	var d *describer
+	s.engine.Each(
+		func(now lockengine.Instant) { d = s.describer(now, s.readerOf(c)) },
+		func(l *lockengine.Lock) { tell(d.held(l)) },
+		func(w *lockengine.Waiting, blockers []*lockengine.Lock) { tell(d.waiting(w, blockers)) })
 }
 
-// typicalLine is the length of a line of view/locks.jsonl, in bytes.
-const typicalLine = 320
-
-func renderLocksJSON(s *Server, _ node, c caller) ([]byte, error) {
-	snap := s.engine.Snapshot()
-	var b bytes.Buffer
-	b.Grow((len(snap.Locks) + len(snap.Waiting)) * typicalLine) // to grow step by step would copy much, all at once
-	enc := json.NewEncoder(&b)
+func renderLocksJSON(s *Server, _ node, c caller, w io.Writer) (err error) {
+	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
-	for j := range s.described(snap, c) {
+	s.describeAll(c, func(j lockJSON) {
 		if !s.showsToken(c.uid, j.UID) {
 			j.Token = 0
 		}
-		if err := enc.Encode(j); err != nil {
-			return nil, err
+		if err == nil {
+			err = enc.Encode(j)
 		}
-	}
-	return b.Bytes(), nil
+	})
+	return err
 }
 
-func renderLocks(s *Server, _ node, c caller) ([]byte, error) {
-	return table(s.described(s.engine.Snapshot(), c)), nil
+func renderLocks(s *Server, _ node, c caller, w io.Writer) error {
+	t := newTable()
+	defer t.rows.free()
+	s.describeAll(c, t.add)
+	return t.print(w)
 }
 
 // columns are those of view/locks.
@@ -203,38 +193,62 @@ var columns = [...]string{"CLASS", "STATE", "MODE", "START", "END", "PID", "USER
 const containerColumn = 8
 
 // table prints locks for people, like lslocks(8); with a column for containers
-// when there is anything in it. It goes over them twice, first for the widths:
-// to keep the cells of many would take much memory.
-func table(lines iter.Seq[lockJSON]) []byte {
-	users := map[uint32]string{}
-	var widths [len(columns)]int
-	size, boxed := 0, false
-	measure := func(cells [len(columns)]string) {
-		for i, cell := range cells {
-			width := utf8.RuneCountInString(cell)
-			widths[i] = max(widths[i], width)
-			size += len(cell) - width // more than its column is wide
+// when there is anything in it. Its rows are written twice: how wide the columns
+// are is only known when all rows are.
+type table struct {
+	users  map[uint32]string // their names
+	rows   longText          // each cell with its length before it
+	widths [len(columns)]int
+	boxed  bool
+	cell   []byte // the last one, to be used again
+	err    error
+}
+
+func newTable() *table {
+	t := &table{users: map[uint32]string{}}
+	t.row(columns)
+	return t
+}
+
+func (t *table) add(j lockJSON) {
+	t.boxed = t.boxed || j.Container != ""
+	t.row(j.cells(t.users))
+}
+
+func (t *table) row(cells [len(columns)]string) {
+	for i, cell := range cells {
+		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cell))
+		t.cell = append(binary.AppendUvarint(t.cell[:0], uint64(len(cell))), cell...)
+		if t.err == nil {
+			_, t.err = t.rows.Write(t.cell)
 		}
-		size += utf8.RuneCountInString(cells[len(cells)-1]) + len("\n")
 	}
-	measure(columns)
-	n := 1
-	for j := range lines {
-		measure(j.cells(users))
-		boxed = boxed || j.Container != ""
-		n++
+}
+
+func (t *table) print(w io.Writer) error {
+	rows, err := t.rows.reader()
+	if err = cmp.Or(t.err, err); err != nil {
+		return err
 	}
-	for i, width := range widths[:len(widths)-1] {
-		if i != containerColumn || boxed {
-			size += n * (width + 2)
+	var line []byte
+	for {
+		var cells [len(columns)]string
+		for i := range cells {
+			n, err := binary.ReadUvarint(rows)
+			if err == io.EOF && i == 0 {
+				return nil
+			}
+			t.cell = slices.Grow(t.cell[:0], int(n))[:n]
+			if _, full := io.ReadFull(rows, t.cell); err != nil || full != nil {
+				return cmp.Or(err, full)
+			}
+			cells[i] = string(t.cell)
+		}
+		line = appendCells(line[:0], cells, t.widths, t.boxed)
+		if _, err := w.Write(line); err != nil {
+			return err
 		}
 	}
-	b := make([]byte, 0, size)
-	b = appendCells(b, columns, widths, boxed)
-	for j := range lines {
-		b = appendCells(b, j.cells(users), widths, boxed)
-	}
-	return b
 }
 
 // appendCells appends a line of the table; but for the last one, cells are
@@ -279,33 +293,31 @@ func (e lastByte) String() string {
 	return strconv.FormatUint(uint64(e)-1, 10)
 }
 
-// lines prints the locks of one file or one process, one a line.
-func lines(js iter.Seq[lockJSON], withPath bool) []byte {
+// writeLine prints a lock of one file or one process.
+func writeLine(w io.Writer, j lockJSON, withPath bool) {
 	var b bytes.Buffer
-	for j := range js {
-		fmt.Fprintf(&b, "%s %s", j.State, j.Mode)
-		switch {
-		case j.Start != nil:
-			fmt.Fprintf(&b, " %d-%s", *j.Start, j.End)
-		case j.Class == "flock":
-			b.WriteString(" flock")
-		}
-		fmt.Fprintf(&b, " pid %d uid %d for %s", j.PID, j.UID, people(time.Duration(j.Seconds).Truncate(time.Second)))
-		if j.Command != "" {
-			fmt.Fprintf(&b, " command %s", j.Command)
-		}
-		if j.Container != "" {
-			fmt.Fprintf(&b, " container %s", j.Container)
-		}
-		if withPath {
-			fmt.Fprintf(&b, " path %s", j.Path)
-		}
-		b.WriteByte('\n')
+	fmt.Fprintf(&b, "%s %s", j.State, j.Mode)
+	switch {
+	case j.Start != nil:
+		fmt.Fprintf(&b, " %d-%s", *j.Start, j.End)
+	case j.Class == "flock":
+		b.WriteString(" flock")
 	}
-	return b.Bytes()
+	fmt.Fprintf(&b, " pid %d uid %d for %s", j.PID, j.UID, people(time.Duration(j.Seconds).Truncate(time.Second)))
+	if j.Command != "" {
+		fmt.Fprintf(&b, " command %s", j.Command)
+	}
+	if j.Container != "" {
+		fmt.Fprintf(&b, " container %s", j.Container)
+	}
+	if withPath {
+		fmt.Fprintf(&b, " path %s", j.Path)
+	}
+	b.WriteByte('\n')
+	_, _ = w.Write(b.Bytes())
 }
 
-func renderStats(s *Server, _ node, c caller) ([]byte, error) {
+func renderStats(s *Server, _ node, c caller, w io.Writer) error {
 	st := s.engine.Stats()
 	var b bytes.Buffer
 	for _, c := range lockengine.Classes {
@@ -325,7 +337,8 @@ func renderStats(s *Server, _ node, c caller) ([]byte, error) {
 		fmt.Fprintf(&b, "journal_log_bytes %d\njournal_snapshot_bytes %d\njournal_records %d\njournal_syncs %d\njournal_compactions %d\n",
 			j.Log, j.Snapshot, j.Appends, j.Syncs, j.Compactions)
 	}
-	return b.Bytes(), nil
+	_, err := w.Write(b.Bytes())
+	return err
 }
 
 // lockDetail is tlock/NAME/json.
