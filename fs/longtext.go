@@ -35,6 +35,7 @@ type longText struct {
 	buf    []byte   // what is not in memory yet
 	file   *os.File // nil: nothing is
 	refuse error    // there is no such memory
+	err    error    // of the first Write that failed: who writes need not look
 }
 
 // textStep is how much is written to memory at once, in bytes.
@@ -42,9 +43,10 @@ const textStep = 64 << 10
 
 func (t *longText) Write(b []byte) (int, error) {
 	if len(t.buf)+len(b) > textStep && t.reserve() {
-		if err := t.flush(); err != nil {
-			return 0, err
-		}
+		t.flush()
+	}
+	if t.err != nil {
+		return 0, t.err
 	}
 	t.buf = append(t.buf, b...)
 	return len(b), nil
@@ -61,10 +63,11 @@ func (t *longText) reserve() bool {
 	return t.refuse == nil
 }
 
-func (t *longText) flush() error {
-	_, err := t.file.Write(t.buf)
+func (t *longText) flush() {
+	if t.err == nil {
+		_, t.err = t.file.Write(t.buf)
+	}
 	t.buf = t.buf[:0]
-	return err
 }
 
 // reader reads what was written so far.
@@ -72,10 +75,8 @@ func (t *longText) reader() (*bufio.Reader, error) {
 	if t.file == nil {
 		return bufio.NewReader(bytes.NewReader(t.buf)), nil
 	}
-	if err := t.flush(); err != nil {
-		return nil, err
-	}
-	return bufio.NewReaderSize(io.NewSectionReader(t.file, 0, math.MaxInt64), textStep), nil
+	t.flush()
+	return bufio.NewReaderSize(io.NewSectionReader(t.file, 0, math.MaxInt64), textStep), t.err
 }
 
 // free gives the memory back.
@@ -87,18 +88,18 @@ func (t *longText) free() {
 
 // setText gives a handle its text, in memory if it is long.
 func (h *handle) setText(t *longText) error {
-	if len(t.buf) <= maxRecordedText && t.file == nil || !t.reserve() {
+	if t.file == nil && (len(t.buf) <= maxRecordedText || !t.reserve()) {
 		h.data = slices.Clone(t.buf)
-		return nil
+		return t.err
 	}
-	err := t.flush()
-	if err == nil {
-		err = h.setLong(t.file)
+	t.flush()
+	if t.err == nil {
+		t.err = h.setLong(t.file)
 	}
-	if err != nil {
+	if t.err != nil {
 		t.free()
 	}
-	return err
+	return t.err
 }
 
 // setLong gives a handle a text that is in memory.

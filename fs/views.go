@@ -201,7 +201,6 @@ type table struct {
 	widths [len(columns)]int
 	boxed  bool
 	cell   []byte // the last one, to be used again
-	err    error
 }
 
 func newTable() *table {
@@ -219,15 +218,13 @@ func (t *table) row(cells [len(columns)]string) {
 	for i, cell := range cells {
 		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cell))
 		t.cell = append(binary.AppendUvarint(t.cell[:0], uint64(len(cell))), cell...)
-		if t.err == nil {
-			_, t.err = t.rows.Write(t.cell)
-		}
+		_, _ = t.rows.Write(t.cell)
 	}
 }
 
 func (t *table) print(w io.Writer) error {
 	rows, err := t.rows.reader()
-	if err = cmp.Or(t.err, err); err != nil {
+	if err != nil {
 		return err
 	}
 	var line []byte

@@ -66,7 +66,7 @@ func TestLongText(t *testing.T) {
 			require.NoError(t, err)
 		}
 		h := &handle{}
-		require.NoError(t, h.setText(&text))
+		require.NoError(t, h.setText(&text), "%d", n)
 		require.EqualValues(t, n, h.size())
 		assert.Equal(t, n > maxRecordedText && text.refuse == nil, h.long != nil)
 		got, err := io.ReadAll(io.NewSectionReader(readerAt(h.readText), 0, 1<<62))
@@ -79,6 +79,16 @@ func TestLongText(t *testing.T) {
 			require.NoError(t, h.long.Close())
 		}
 	}
+}
+
+// What was not written whole is not shown.
+func TestLongTextThatFails(t *testing.T) {
+	text := longText{err: syscall.ENOMEM}
+	_, err := text.Write(make([]byte, textStep+1))
+	require.ErrorIs(t, err, syscall.ENOMEM)
+	h := &handle{}
+	require.ErrorIs(t, h.setText(&text), syscall.ENOMEM)
+	require.Nil(t, h.long)
 }
 
 type readerAt func(buf []byte, offset uint64) ([]byte, error)
