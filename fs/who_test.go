@@ -35,21 +35,25 @@ func TestAskers(t *testing.T) {
 	a := &askers{}
 	pid, stdin, end := child(t, "sh", "-c", "read line; exec sleep 100")
 	require.Eventually(t, func() bool { return commandName(pid) == "sh" }, 10*time.Second, time.Millisecond)
+	command := func(who asker) string {
+		assert.Equal(t, pid, who.pid)
+		name, _, _ := strings.Cut(metaValue(who.who, "command"), " ") // all there is if the rest took too long
+		return name
+	}
 	first := a.of(pid, 0)
-	assert.Equal(t, pid, first.pid)
-	assert.Equal(t, "sh -c read line; exec sleep 100", metaValue(first.who, "command"))
+	assert.Equal(t, "sh", command(first))
 	assert.Equal(t, first, a.of(pid, askerFresh-1))
 
 	seen := a.m[pid]
 	seen.who = "command remembered\n"
 	a.m[pid] = seen
 	assert.Equal(t, seen.asker, a.of(pid, askerFresh-1), "it is not looked at again")
-	assert.Equal(t, first, a.of(pid, askerFresh), "but after a second")
+	assert.Equal(t, "sh", command(a.of(pid, askerFresh)), "but after a second")
 
 	_, err := stdin.WriteString("go on\n")
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return commandName(pid) == "sleep" }, 10*time.Second, time.Millisecond)
-	assert.Equal(t, "sleep 100", metaValue(a.of(pid, askerFresh+1).who, "command"))
+	assert.Equal(t, "sleep", command(a.of(pid, askerFresh+1)))
 
 	end()
 	gone := a.of(pid, askerFresh+2)
