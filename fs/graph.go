@@ -41,7 +41,8 @@ func renderGraph(s *Server, _ node, c caller, w io.Writer) error {
 	labels := map[party]string{}
 	var edges []edge
 	seen := map[edge]bool{}
-	s.engine.Each(func(now lockengine.Instant) { d = s.describer(now, s.readerOf(c)) }, func(*lockengine.Lock) {}, func(r *lockengine.Waiting, blockers []*lockengine.Lock) {
+	begin := func(now lockengine.Instant) { d = s.describer(now, s.readerOf(c)) }
+	s.engine.Each(begin, func(*lockengine.Lock) {}, func(r *lockengine.Waiting, blockers []*lockengine.Lock) {
 		from := partyOf(r.Who, r.Owner)
 		labels[from] = d.process(r.Who, r.Since).label()
 		for _, l := range blockers {

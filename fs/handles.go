@@ -144,7 +144,7 @@ func (s *Server) openHandle(h *handle) {
 	mu.Lock()
 	defer mu.Unlock()
 	if h.size() > maxRecordedText {
-		if h.inStore = h.long != nil && s.host.journal != nil && s.keepText(h); !h.inStore {
+		if h.inStore = s.host.journal != nil && s.keepText(h); !h.inStore {
 			return // a successor will not know it
 		}
 	}

@@ -3,6 +3,8 @@ package fs
 import (
 	"sync"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
+
 	"lockfs/lockengine"
 )
 
@@ -69,6 +71,15 @@ type instance struct {
 	init    []byte // the INIT request, which the kernel sends once
 	// restarts counts the processes that went on with it.
 	restarts uint64
+}
+
+// minor is the minor number of the kernel's FUSE protocol; 0: there was no INIT.
+func (i *instance) minor() uint32 {
+	in := request[fuse.InitIn](i.init)
+	if in == nil {
+		return 0
+	}
+	return in.Minor
 }
 
 func (i *instance) encode() encoder {

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"slices"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -24,7 +25,22 @@ const maxRecordedText = 2048
 // keepText gives the text of a handle to the store, and reports whether it is
 // kept there.
 func (s *Server) keepText(h *handle) bool {
-	return s.cfg.Store != nil && s.cfg.Store.Put(h.fh, int(h.long.Fd())) == nil
+	if s.cfg.Store == nil {
+		return false
+	}
+	file := h.long
+	if file == nil {
+		text := longText{buf: h.data}
+		if !text.reserve() {
+			return false
+		}
+		defer text.free()
+		if text.flush(); text.err != nil {
+			return false
+		}
+		file = text.file
+	}
+	return s.cfg.Store.Put(h.fh, int(file.Fd())) == nil
 }
 
 // longText collects a text in memory that the garbage collector does not have
@@ -39,7 +55,9 @@ type longText struct {
 }
 
 // textStep is how much is written to memory at once, in bytes.
-const textStep = 64 << 10
+// One that is not longer is kept as any other, since there are fewer descriptors
+// than users may have files open.
+const textStep = 1 << 20
 
 func (t *longText) Write(b []byte) (int, error) {
 	if len(t.buf)+len(b) > textStep && t.reserve() {
@@ -86,9 +104,9 @@ func (t *longText) free() {
 	}
 }
 
-// setText gives a handle its text, in memory if it is long.
+// setText gives a handle its text.
 func (h *handle) setText(t *longText) error {
-	if t.file == nil && (len(t.buf) <= maxRecordedText || !t.reserve()) {
+	if t.file == nil {
 		h.data = slices.Clone(t.buf)
 		return t.err
 	}
@@ -117,6 +135,9 @@ func (h *handle) size() int64 { return int64(len(h.data)) + h.longSize }
 // readText reads the text from an offset on.
 func (h *handle) readText(buf []byte, offset uint64) ([]byte, error) {
 	at := int64(min(offset, uint64(h.size())))
+	if h.inStore && h.size() == 0 {
+		return nil, syscall.ESTALE // it was lost with the process before
+	}
 	if h.long == nil {
 		return h.data[at:min(at+int64(len(buf)), h.size())], nil
 	}
@@ -164,7 +185,14 @@ func (s *Server) takeText(h *handle, texts map[uint64]int) {
 		return
 	}
 	delete(texts, h.fh)
-	if err := h.setLong(os.NewFile(uintptr(fd), "view")); err != nil {
+	file := os.NewFile(uintptr(fd), "view")
+	err := h.setLong(file)
+	if err == nil && h.longSize <= textStep {
+		h.data, err = io.ReadAll(io.NewSectionReader(file, 0, h.longSize))
+		h.long, h.longSize = nil, 0
+		_ = file.Close()
+	}
+	if err != nil {
 		s.log.Error("the text of an open view is lost", "node", h.node.id, "error", err)
 	}
 }

@@ -85,9 +85,10 @@ func (n node) everlasting() bool {
 	return n.static() && n.row.isDir() && n.row != rootRow || n.row.take
 }
 
-// attrTimeout is how long the kernel may believe a node's attributes.
-func (n node) attrTimeout() time.Duration {
-	if n.everlasting() {
+// attrTimeout is how long the kernel may believe a node's attributes. Those before
+// Linux 5.16 would believe in the size that notifySize tells of as well.
+func (s *Server) attrTimeout(n node) time.Duration {
+	if n.everlasting() && (!n.row.take || s.instance.minor() >= 35) {
 		return staticTimeout
 	}
 	return 0
@@ -138,7 +139,7 @@ func (s *Server) fillEntry(n node, out *fuse.EntryOut) error {
 	if n.static() || n.everlasting() {
 		out.SetEntryTimeout(staticTimeout)
 	}
-	out.SetAttrTimeout(n.attrTimeout())
+	out.SetAttrTimeout(s.attrTimeout(n))
 	return s.fillAttr(n, &out.Attr)
 }
 
@@ -201,7 +202,7 @@ func (r *raw) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.Attr
 	if !ok {
 		return fuse.Status(syscall.ESTALE)
 	}
-	out.SetTimeout(n.attrTimeout())
+	out.SetTimeout(r.s.attrTimeout(n))
 	return statusOf(r.s.fillAttr(n, &out.Attr))
 }
 
@@ -223,7 +224,7 @@ func (r *raw) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	if err := r.s.fillAttr(n, &out.Attr); err != nil {
 		return statusOf(err)
 	}
-	out.SetTimeout(n.attrTimeout())
+	out.SetTimeout(r.s.attrTimeout(n))
 	before := out.Attr
 	if err := r.s.setAttr(n, in); err != nil {
 		return statusOf(err)

@@ -43,7 +43,7 @@ type row struct {
 	// write takes what the holder writes. It parses all of it before it
 	// changes anything.
 	write func(s *Server, unique uint64, l lockengine.Lock, text string) error
-	// slow files look at those who wait, and their processes.
+	// slow files look at processes, some of them at all that wait.
 	slow bool
 	// leased nodes do not exist for a hold, which has no lease.
 	leased bool

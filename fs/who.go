@@ -185,14 +185,14 @@ type commName [16]byte
 
 const (
 	askerFresh = int64(time.Second)
-	askersMax  = 16
+	askersMax  = 64
 )
 
 // of describes the process of a thread that waits for our answer.
 func (a *askers) of(tid int32, now int64) asker {
 	a.mu.Lock()
 	seen, known := a.m[tid]
-	known = known && now-seen.at < askerFresh && seen.is()
+	known = known && now-seen.at < askerFresh && seen.runs()
 	a.mu.Unlock()
 	if known {
 		return seen.asker
@@ -212,8 +212,8 @@ func (a *askers) of(tid int32, now int64) asker {
 	return found
 }
 
-// is reports whether the thread is still there, and runs the same command.
-func (seen *askerSeen) is() bool {
+// runs reports whether the thread is still there, and runs the same command.
+func (seen *askerSeen) runs() bool {
 	name, ok := readComm(seen.comm)
 	return ok && name == seen.name
 }
@@ -221,15 +221,26 @@ func (seen *askerSeen) is() bool {
 func (a *askers) remember(tid int32, seen askerSeen) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if old, known := a.m[tid]; known {
-		_ = unix.Close(old.comm)
-	} else if a.m == nil || len(a.m) >= askersMax {
-		for _, old := range a.m {
-			_ = unix.Close(old.comm)
-		}
+	if a.m == nil {
 		a.m = map[int32]askerSeen{}
 	}
+	a.forget(tid)
+	if len(a.m) >= askersMax {
+		for other, old := range a.m {
+			if seen.at-old.at >= askerFresh || len(a.m) >= askersMax {
+				a.forget(other) // those that are no use any more, and at least one
+			}
+		}
+	}
 	a.m[tid] = seen
+}
+
+// forget needs mu.
+func (a *askers) forget(tid int32) {
+	if old, known := a.m[tid]; known {
+		_ = unix.Close(old.comm)
+		delete(a.m, tid)
+	}
 }
 
 // readComm reads a /proc/PID/comm. ok is false when the thread is gone.

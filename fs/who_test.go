@@ -77,11 +77,15 @@ func commFiles(t *testing.T) (n int) {
 // What is open for askers stays few.
 func TestAskersKeepFewFiles(t *testing.T) {
 	a, before := &askers{}, commFiles(t)
-	for range 3 * askersMax / 2 {
+	for i := range askersMax + 9 {
 		pid, _, _ := child(t, "sleep", "100")
 		require.Equal(t, pid, a.of(pid, 0).pid)
-		require.Equal(t, pid, a.of(pid, askerFresh).pid, "looked at again")
+		require.Equal(t, pid, a.of(pid, askerFresh-1).pid, "known")
+		require.Len(t, a.m, min(i+1, askersMax), "one goes for one that comes")
 		require.Equal(t, len(a.m), commFiles(t)-before)
 	}
-	assert.LessOrEqual(t, len(a.m), askersMax)
+	pid, _, _ := child(t, "sleep", "100")
+	require.Equal(t, pid, a.of(pid, askerFresh).pid)
+	require.Len(t, a.m, 1, "all that are no use any more go")
+	require.Equal(t, 1, commFiles(t)-before)
 }

@@ -28,6 +28,7 @@ func TestHandlesSurviveKill(t *testing.T) {
 		begin func(*testing.T, *mount) func(*testing.T)
 	}{
 		{"half of tlock/x/json", halfRead},
+		{"half of long views", halfOfLongViews},
 		{"a stream of tlock", halfOfLocks},
 		{"a stream of files", halfOfFiles},
 		{"a read of wait", blockedWait},
@@ -88,6 +89,38 @@ func halfRead(t *testing.T, m *mount) func(*testing.T) {
 		require.NoError(t, json.Unmarshal([]byte(text), &all), text)
 		assert.Equal(t, token, all.Token.String())
 		assert.Equal(t, "mkdir", all.Kind)
+	}
+}
+
+// halfOfLongViews: a text is kept as it was, whether it is in the journal's neighbour or, above a megabyte, the worker's too.
+func halfOfLongViews(t *testing.T, m *mount) func(*testing.T) {
+	const ranges = 5000
+	file := openAt(t, m.path("files/ranges"), unix.O_RDWR|unix.O_CREAT)
+	for i := range int64(ranges) {
+		require.NoError(t, unix.FcntlFlock(uintptr(file), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: 2 * i, Len: 1}))
+	}
+	views := []struct {
+		name, line string
+		least      int
+		fd         int
+		text       strings.Builder
+	}{{name: "view/files/ranges", line: "held exclusive ", least: 100 << 10}, {name: "view/locks.jsonl", line: `"path":"files/ranges"`, least: 1<<20 + 1}}
+	for i := range views {
+		views[i].fd = openAt(t, m.path(views[i].name), unix.O_RDONLY)
+		views[i].text.WriteString(readSome(t, views[i].fd, 99_999))
+	}
+	require.NoError(t, unix.FcntlFlock(uintptr(file), unix.F_SETLK, &unix.Flock_t{Type: unix.F_UNLCK}))
+	return func(t *testing.T) {
+		for i := range views {
+			v := &views[i]
+			for part := "…"; part != ""; {
+				part = readSome(t, v.fd, 99_999)
+				v.text.WriteString(part)
+			}
+			assert.Greater(t, v.text.Len(), v.least, v.name)
+			assert.Equal(t, ranges, strings.Count(v.text.String(), v.line), v.name)
+			assert.True(t, strings.HasSuffix(v.text.String(), "\n"), v.name)
+		}
 	}
 }
 

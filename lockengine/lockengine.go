@@ -423,8 +423,9 @@ type Engine interface {
 	// Each tells of one state what Snapshot does, in the same order: begin is
 	// called first, with its time, then held for each lock and waits for each that
 	// waits, with its blockers. Named locks are not kept for it, of which there
-	// may be many, and their Waiters are not counted. What the callbacks are
-	// given is theirs until they return; they must not call the engine.
+	// may be many, and held is not told of their Waiters. What the callbacks are
+	// given is theirs until they return. They must not call the engine: who copies
+	// its state waits for them, as a checkpoint does, and nobody else.
 	Each(begin func(now Instant), held func(*Lock), waits func(w *Waiting, blockers []*Lock))
 
 	// Locks returns the locks held and the waiters on one name of the classes
