@@ -103,7 +103,7 @@ func TestNameOfTwoNumbers(t *testing.T) {
 	assert.Equal(t, b, s.dynamic.lookup(takeFileRow, "x").id)
 }
 
-// What the kernel may believe for longer than an answer takes: names and attributes that never change. The root's
+// What the kernel may believe for longer than an answer takes: fixed names, and attributes that never change. The root's
 // attributes are not among them: by these a dead mount shows.
 func TestWhatIsBelieved(t *testing.T) {
 	k := newKernel(t, t.TempDir())
@@ -115,7 +115,7 @@ func TestWhatIsBelieved(t *testing.T) {
 		entry, attr uint64
 	}{
 		{"", "tlock", long, long}, {"", "hold", long, long}, {"", "take", long, long}, {"", "README", long, never},
-		{"hold", "x", long, long}, {"take", "x+5m", long, long},
+		{"hold", "x", never, long}, {"take", "x+5m", never, long},
 		{"tlock", "held", never, never}, {"held", "token", never, never}, {"held", "d", never, never},
 	} {
 		reply := k.send(newRequest(opLookup, node[c.dir], append([]byte(c.name), 0)))

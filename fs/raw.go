@@ -77,9 +77,10 @@ func (r *raw) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out 
 // static nodes are always there.
 func (n node) static() bool { return n.token == 0 && n.id&dynamic == 0 }
 
-// everlasting nodes keep their name and attributes for as long as there is a
-// mount: the fixed directories, and whatever name is asked for in take/ and hold/.
-// The root's attributes the kernel must ask for all the same, though it looks
+// everlasting nodes keep their attributes for as long as there is a mount: the
+// fixed directories, and whatever is asked for in take/ and hold/. (Their names
+// would be kept by the kernel as well; but to have it forget many then takes so
+// long that others notice.) The root's attributes the kernel must ask for all the same, though it looks
 // at them in every path: by that a dead mount shows in stat(2).
 func (n node) everlasting() bool {
 	return n.static() && n.row.isDir() && n.row != rootRow || n.row.take
@@ -136,7 +137,7 @@ func (s *Server) fillEntry(n node, out *fuse.EntryOut) error {
 		return nil
 	}
 	out.NodeId = n.id
-	if n.static() || n.everlasting() {
+	if n.static() {
 		out.SetEntryTimeout(staticTimeout)
 	}
 	out.SetAttrTimeout(s.attrTimeout(n))
