@@ -70,7 +70,7 @@ func hostOf(cfg *Config) host {
 		conn:    newFuseDevice(cfg.FD),
 		spawn:   func(f func()) { go f() },
 		after:   func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) },
-		buffers: &sync.Pool{New: func() any { return new([bufferSize]byte) }},
+		buffers: &sync.Pool{New: newBuffer},
 		alive:   processRuns,
 		asker:   askers.of,
 		space:   spaceOf,
@@ -79,4 +79,14 @@ func hostOf(cfg *Config) host {
 		h.journal = cfg.Journal
 	}
 	return h
+}
+
+// newBuffer makes a buffer for requests, with its first page in place. A read(2)
+// of the device that had to wait for the page could be killed in that moment, and
+// then the kernel fails the request with EIO, in place of keeping it for the next
+// process (fs/fuse/dev.c, fuse_dev_do_read).
+func newBuffer() any {
+	b := new([bufferSize]byte)
+	b[0] = 1
+	return b
 }
