@@ -16,7 +16,7 @@ type snapshotBuilder struct {
 	// held is told of the Named locks, of which only those are kept then that
 	// somebody waits for; nil: all are kept.
 	held   func(*Lock)
-	waited map[string]bool // names that somebody waits for
+	waited map[string]int // names that somebody waits for, see blockerIndex
 }
 
 // add takes copies of what is wanted; nil: of all. The Named ones come first.
@@ -34,7 +34,7 @@ func (b *snapshotBuilder) add(part *copies, wanted func(Class, string) bool) {
 		}
 		if b.held != nil {
 			b.held(l)
-			if !b.waited[l.Name] {
+			if _, waited := b.waited[l.Name]; !waited {
 				continue
 			}
 		}
@@ -53,15 +53,15 @@ func (b *snapshotBuilder) add(part *copies, wanted func(Class, string) bool) {
 	}
 }
 
-// await notes which locks a request waits for, if it is to be known.
+// await notes which named locks a request waits for.
 func (b *snapshotBuilder) await(req *Request) {
-	if b.held == nil || req.Class != Named {
+	if req.Class != Named {
 		return
 	}
 	if b.waited == nil {
-		b.waited = map[string]bool{}
+		b.waited = map[string]int{}
 	}
-	b.waited[req.Name], b.waited[req.Guard] = true, true
+	b.waited[req.Name], b.waited[req.Guard] = -1, -1
 }
 
 // held is how many locks there were.
@@ -131,11 +131,9 @@ type blockerIndex struct {
 }
 
 func (b *snapshotBuilder) index() blockerIndex {
-	x := blockerIndex{named: map[string]int{}, held: b.out.Locks, core: newCore(1), segs: map[*seg]int{}}
+	x := blockerIndex{named: b.waited, held: b.out.Locks, core: newCore(1), segs: map[*seg]int{}}
 	for i := range b.waits {
-		if req := &b.waits[i].req; req.Class == Named {
-			x.named[req.Name], x.named[req.Guard] = -1, -1
-		} else {
+		if req := &b.waits[i].req; req.Class != Named {
 			x.core.resourceOf(req.Class, req.Name)
 		}
 	}
