@@ -110,22 +110,24 @@ func (h *handle) setText(t *longText) error {
 		h.data = slices.Clone(t.buf)
 		return t.err
 	}
-	t.flush()
-	if t.err == nil {
-		t.err = h.setLong(t.file)
-	}
-	if t.err != nil {
+	if t.flush(); t.err != nil {
 		t.free()
+		return t.err
 	}
-	return t.err
+	return h.setMemory(t.file)
 }
 
-// setLong gives a handle a text that is in memory.
-func (h *handle) setLong(file *os.File) error {
+// setMemory gives a handle a text that is in memory, where it stays if it is long.
+func (h *handle) setMemory(file *os.File) error {
 	st, err := file.Stat()
-	if err == nil {
+	if err == nil && st.Size() > textStep {
 		h.long, h.longSize = file, st.Size()
+		return nil
 	}
+	if err == nil {
+		h.data, err = io.ReadAll(io.NewSectionReader(file, 0, st.Size()))
+	}
+	_ = file.Close()
 	return err
 }
 
@@ -185,14 +187,7 @@ func (s *Server) takeText(h *handle, texts map[uint64]int) {
 		return
 	}
 	delete(texts, h.fh)
-	file := os.NewFile(uintptr(fd), "view")
-	err := h.setLong(file)
-	if err == nil && h.longSize <= textStep {
-		h.data, err = io.ReadAll(io.NewSectionReader(file, 0, h.longSize))
-		h.long, h.longSize = nil, 0
-		_ = file.Close()
-	}
-	if err != nil {
+	if err := h.setMemory(os.NewFile(uintptr(fd), "view")); err != nil {
 		s.log.Error("the text of an open view is lost", "node", h.node.id, "error", err)
 	}
 }
