@@ -197,10 +197,10 @@ const containerColumn = 8
 // are is only known when all rows are.
 type table struct {
 	users  map[uint32]string // their names
-	rows   longText          // each cell with its length before it
+	rows   longText          // each row with its length before it, and so each cell in it
 	widths [len(columns)]int
 	boxed  bool
-	cell   []byte // the last one, to be used again
+	cells  []byte // of the last row, to be used again
 }
 
 func newTable() *table {
@@ -215,11 +215,13 @@ func (t *table) add(j lockJSON) {
 }
 
 func (t *table) row(cells [len(columns)]string) {
+	t.cells = t.cells[:0]
 	for i, cell := range cells {
 		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cell))
-		t.cell = append(binary.AppendUvarint(t.cell[:0], uint64(len(cell))), cell...)
-		_, _ = t.rows.Write(t.cell)
+		t.cells = append(binary.AppendUvarint(t.cells, uint64(len(cell))), cell...)
 	}
+	_, _ = t.rows.Write(binary.AppendUvarint(nil, uint64(len(t.cells))))
+	_, _ = t.rows.Write(t.cells)
 }
 
 func (t *table) print(w io.Writer) error {
@@ -229,17 +231,21 @@ func (t *table) print(w io.Writer) error {
 	}
 	var line []byte
 	for {
+		n, err := binary.ReadUvarint(rows)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		rest := make([]byte, n)
+		if _, err := io.ReadFull(rows, rest); err != nil {
+			return err
+		}
 		var cells [len(columns)]string
 		for i := range cells {
-			n, err := binary.ReadUvarint(rows)
-			if err == io.EOF && i == 0 {
-				return nil
-			}
-			t.cell = slices.Grow(t.cell[:0], int(n))[:n]
-			if _, full := io.ReadFull(rows, t.cell); err != nil || full != nil {
-				return cmp.Or(err, full)
-			}
-			cells[i] = string(t.cell)
+			n, at := binary.Uvarint(rest)
+			cells[i], rest = string(rest[at:at+int(n)]), rest[at+int(n):]
 		}
 		line = appendCells(line[:0], cells, t.widths, t.boxed)
 		if _, err := w.Write(line); err != nil {

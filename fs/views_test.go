@@ -68,6 +68,7 @@ func TestLongText(t *testing.T) {
 		h := &handle{}
 		require.NoError(t, h.setText(&text), "%d", n)
 		require.EqualValues(t, n, h.size())
+		assert.LessOrEqual(t, cap(h.data), n+n/4+8, "memory is taken for what is kept, and no more")
 		assert.Equal(t, n == textStep+1 || n == 3*textStep+7, h.long != nil)
 		got, err := io.ReadAll(io.NewSectionReader(readerAt(h.readText), 0, 1<<62))
 		require.NoError(t, err)
