@@ -283,8 +283,8 @@ const apparentSize = 1 << 30
 
 // notifySize makes the kernel believe that a file has apparentSize bytes, or
 // more, until it asks for its attributes again. stat(2) does ask, and is told 0 as in
-// sysfs (before Linux 5.16 only if its attributes are not to be believed); but sendfile(2) and splice(2) into a pipe, by which busybox's cat
-// reads, go by what the kernel believes and would find nothing to read
+// sysfs (before Linux 5.16 only if its attributes are not to be believed); but
+// sendfile(2) and splice(2) into a pipe, by which busybox's cat reads, go by what the kernel believes and would find nothing to read
 // (mm/filemap.c, filemap_splice_read). They learn the real size from the first
 // short read.
 //

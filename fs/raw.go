@@ -77,19 +77,15 @@ func (r *raw) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out 
 // static nodes are always there.
 func (n node) static() bool { return n.token == 0 && n.id&dynamic == 0 }
 
-// everlasting nodes keep their attributes for as long as there is a mount: the
-// fixed directories, and whatever is asked for in take/ and hold/. (Their names
-// would be kept by the kernel as well; but to have it forget many then takes so
-// long that others notice.) The root's attributes the kernel must ask for all the same, though it looks
-// at them in every path: by that a dead mount shows in stat(2).
-func (n node) everlasting() bool {
-	return n.static() && n.row.isDir() && n.row != rootRow || n.row.take
-}
-
-// attrTimeout is how long the kernel may believe a node's attributes. Those before
-// Linux 5.16 would believe in the size that notifySize tells of as well.
+// attrTimeout is how long the kernel may believe a node's attributes. Those of the
+// fixed directories never change, and it asks for them to check every path
+// through them; not so the root's, by which a dead mount shows in stat(2). Nor do
+// those of take/NAME and hold/NAME; but before protocol 7.35 (Linux 5.16) it would
+// believe in the size that notifySize tells of as well. (Their names could be
+// believed too, but to have it forget many takes so long that others notice.)
 func (s *Server) attrTimeout(n node) time.Duration {
-	if n.everlasting() && (!n.row.take || s.instance.minor() >= 35) {
+	const sizeIsAsked = 35
+	if n.static() && n.row.isDir() && n.row != rootRow || n.row.take && s.instance.minor() >= sizeIsAsked {
 		return staticTimeout
 	}
 	return 0
