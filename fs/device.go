@@ -211,6 +211,18 @@ func (d *fuseDevice) answer(unique uint64, code int32) error {
 	return d.writeAtOnce(unsafe.Pointer(&b), len(b)) // again, or to fail in the same way
 }
 
+// answerAndRead implements [connection]. Whoever is answered mostly runs before write(2)
+// returns, and leaves nothing of ours in the caches: so there is little code, and
+// stack, between the two calls.
+func (d *fuseDevice) answerAndRead(a *lockAnswer, buf []byte) (int, error) {
+	var b [sizeofOutHeader]byte
+	putOutHeader(b[:], len(b), a.code, a.unique)
+	if _, errno := d.call(unix.SYS_WRITE, unsafe.Pointer(&b), len(b)); errno != 0 {
+		_ = d.answer(a.unique, a.code) // again, or nobody waits for it any more
+	}
+	return d.read(buf)
+}
+
 // answersMany implements [connection].
 func (d *fuseDevice) answersMany() bool { return d.aio.id != 0 }
 

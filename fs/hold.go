@@ -10,12 +10,14 @@ import (
 // Whoever is answered mostly runs at once, before the worker is back from write(2);
 // so when many ask by turns, the worker would be run for one request, and with
 // nothing in the caches, for each. It reads on instead until nobody asks, or
-// maxHeld requests are served, and then answers all of them.
+// maxHeld requests are served, and then answers all of them. One answer is held
+// until the next read all the same: see answerAndRead of a device.
 //
 // Concurrency: the reader's alone.
 type heldAnswers struct {
 	// may: this goes through [Server.next], which answers in time.
 	may    bool
+	many   bool      // ask; the reader reads on
 	askers [3]uint32 // threads that asked last
 	reads  int       // since the first of all
 	n      int
@@ -56,12 +58,16 @@ func (h *heldAnswers) of(owner uint64) bool {
 	return false
 }
 
-// answerLock answers a request for a lock, now or together with others.
+// answerLock answers a request for a lock: as the next one is read, or together with
+// others.
 func (s *Server) answerLock(in *fuse.LkIn, errno syscall.Errno) {
 	h := &s.held
-	if crowded := h.crowded(in.Pid); !h.may || !crowded && h.n == 0 {
+	if !h.may {
 		s.dev.replyError(in.Unique, errno)
 		return
+	}
+	if h.crowded(in.Pid) {
+		h.many = true
 	}
 	h.all[h.n] = lockAnswer{in.Unique, in.Owner, -int32(errno)}
 	h.n++
@@ -71,15 +77,20 @@ func (s *Server) answerLock(in *fuse.LkIn, errno syscall.Errno) {
 func (s *Server) answerHeld() {
 	h := &s.held
 	s.dev.answerAll(h.all[:h.n])
-	h.n, h.reads = 0, 0
+	h.n, h.reads, h.many = 0, 0, false
 }
 
 // next reads the next request. It waits for one only when all are answered.
 func (s *Server) next(buf []byte) (int, error) {
-	if s.held.n == 0 {
+	h := &s.held
+	switch {
+	case h.n == 0:
 		return s.dev.read(buf)
+	case h.many:
+		return s.nextOfMany(buf)
 	}
-	return s.nextOfMany(buf)
+	h.n = 0 // it was the only one
+	return s.dev.answerAndRead(&h.all[0], buf)
 }
 
 // nextOfMany is next when answers are held. It is by itself so that the way of a

@@ -2,7 +2,10 @@ package fs
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/stretchr/testify/require"
@@ -18,9 +21,13 @@ type asking struct {
 
 func (a *asking) say(what any)                        { a.said = append(a.said, what) }
 func (a *asking) answer(unique uint64, _ int32) error { a.say(unique); return nil }
-func (a *asking) answerAll(held []lockAnswer)         { a.say(held) }
-func (a *asking) read([]byte) (int, error)            { a.say("read"); return 1, nil }
-func (a *asking) take() (what []any)                  { what, a.said = a.said, nil; return what }
+func (a *asking) answerAndRead(l *lockAnswer, _ []byte) (int, error) {
+	_ = a.answer(l.unique, l.code)
+	return a.read(nil)
+}
+func (a *asking) answerAll(held []lockAnswer) { a.say(held) }
+func (a *asking) read([]byte) (int, error)    { a.say("read"); return 1, nil }
+func (a *asking) take() (what []any)          { what, a.said = a.said, nil; return what }
 func newAsking() (*Server, *asking) {
 	a := &asking{}
 	s := &Server{dev: device{a}}
@@ -103,6 +110,45 @@ func TestManyAreAnsweredTogether(t *testing.T) {
 	s.held.may = false
 	ask(60)
 	require.Equal(t, []any{uint64(60)}, a.take())
+}
+
+// TestAnswerAndRead: the next request is there already, or comes when the answer has.
+func TestAnswerAndRead(t *testing.T) {
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	limit := unix.NsecToTimeval(int64(10 * time.Second))
+	for _, end := range ends {
+		require.NoError(t, unix.SetsockoptTimeval(end, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit))
+		defer unix.Close(end)
+	}
+	d := newFuseDevice(ends[0])
+	for unique := range uint64(100) {
+		kernel := make(chan error, 1)
+		ask := func() error { return unix.Send(ends[1], []byte{byte(unique), 1}, 0) }
+		hear := func() error {
+			var b [64]byte
+			n, _, err := unix.Recvfrom(ends[1], b[:], 0)
+			if err == nil && (n != sizeofOutHeader || binary.NativeEndian.Uint64(b[8:]) != unique || int32(binary.NativeEndian.Uint32(b[4:])) != -11) {
+				err = fmt.Errorf("answer %v", b[:n])
+			}
+			return err
+		}
+		if unique%2 == 0 {
+			require.NoError(t, ask())
+		}
+		go func() {
+			err := hear()
+			if unique%2 == 1 {
+				err = errors.Join(err, ask())
+			}
+			kernel <- err
+		}()
+		buf := make([]byte, 64)
+		n, err := d.answerAndRead(&lockAnswer{unique: unique, code: -11}, buf)
+		require.NoError(t, err)
+		require.Equal(t, []byte{byte(unique), 1}, buf[:n])
+		require.NoError(t, <-kernel)
+	}
 }
 
 // TestAnswerAll: with io_submit(2) and without, whatever number of answers it is, and after more than the kernel keeps results of.

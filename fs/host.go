@@ -36,6 +36,9 @@ type connection interface {
 	send(frame []byte) error
 	// answer gives the kernel a reply without data: code is 0 or a negative errno.
 	answer(unique uint64, code int32) error
+	// answerAndRead answers a request for a lock, whether or not anybody still waits
+	// for it, and then is read.
+	answerAndRead(a *lockAnswer, buf []byte) (int, error)
 	// answerAll gives it up to maxHeld of those. One goroutine calls it.
 	answerAll(held []lockAnswer)
 	// answersMany reports whether answerAll does so at once, which is what makes it

@@ -178,6 +178,11 @@ func (l *simLife) answer(unique uint64, code int32) error {
 	return l.send(frame)
 }
 
+func (l *simLife) answerAndRead(a *lockAnswer, buf []byte) (int, error) {
+	_ = l.answer(a.unique, a.code)
+	return l.read(buf)
+}
+
 func (l *simLife) answerAll(held []lockAnswer) {
 	for _, a := range held {
 		_ = l.answer(a.unique, a.code)
@@ -371,11 +376,12 @@ func (s *sim) start() {
 
 const simTimeout = masterTimeout
 
-// request has the server take one request, and more as long as it holds answers.
+// request has the server take one request, and more as long as many ask.
 func (s *sim) request() {
 	s.serve(func() {
 		s.server.held.may = true
-		for more := true; more; more = s.server.held.n > 0 {
+		defer s.server.answerHeld()
+		for more := true; more; more = s.server.held.many {
 			n, err := s.server.next(s.in[0][:])
 			if err != nil || n == 0 {
 				return
