@@ -76,15 +76,12 @@ func (l *eventLog) lastOnes(limit uint64) []Event {
 
 // emit appends an event and returns it for what it is about, and what only some
 // kinds have. One field after the other is set: as a whole it would be built on
-// the stack and copied.
+// the stack and copied. None is read: no cache has what was written so long ago.
 func (c *core) emit(kind EventKind) *Event {
 	c.changes++
 	e := c.log.next()
 	e.Seq, e.At, e.Kind = c.log.last, c.now, kind
-	e.Token, e.Waited, e.Held, e.Refused = 0, 0, 0, false
-	if e.Meta != "" {
-		e.Meta = ""
-	}
+	e.Token, e.Waited, e.Held, e.Refused, e.Meta = 0, 0, 0, false, ""
 	return e
 }
 
