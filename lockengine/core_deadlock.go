@@ -126,7 +126,7 @@ func (s *ownerSearch) unknown(req *Request) (ask []question) {
 // itself counts only if one thread does both, since threads of one process do
 // wait for each other in good order.
 func (c *core) partyCycle(req *Request) bool {
-	p := c.parties[req.Who.PID]
+	p := c.knownParty(req)
 	if p == nil || p.held == 0 {
 		return false
 	}

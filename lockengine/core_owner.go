@@ -255,6 +255,17 @@ func (c *core) partyOf(pid int32) *party {
 	return p
 }
 
+// knownParty returns the state of the request's party, nil if there is none. That
+// of the owner's last lock is at hand.
+func (c *core) knownParty(req *Request) *party {
+	if o := c.owner(req.Class, req.Owner); o != nil {
+		if p := o.came.party; p != nil && p.pid == req.Who.PID && p.pid != 0 {
+			return p
+		}
+	}
+	return c.parties[req.Who.PID]
+}
+
 // partyHolds counts n more (or fewer) locks for the party, nil if it is unknown.
 func (c *core) partyHolds(p *party, n int) {
 	if p != nil {

@@ -362,8 +362,11 @@ func (c *core) giveBackAll(h *holding, rng Range) {
 	for s := h.touching(rng.Start + 1); s != nil && s.Start < rng.End; {
 		end := s.End
 		c.giveBack(s, rng)
-		if h.segs.empty() {
+		switch {
+		case h.segs.empty():
 			c.freeHolding(h)
+			return
+		case end >= rng.End:
 			return
 		}
 		s = h.after(end)
