@@ -1,7 +1,7 @@
 package lockengine
 
-// eventLog keeps the last events in a ring that grows up to its bound and is
-// then written round and round.
+// eventLog keeps the last events in a ring that is small at first, for those who do
+// little, and then has its bound and is written round and round.
 type eventLog struct {
 	bound int
 	ring  []Event
@@ -28,8 +28,9 @@ func (l *eventLog) next() *Event {
 // at is the slot of the event with this number.
 func (l *eventLog) at(seq uint64) *Event { return &l.ring[(seq-1-l.base)%uint64(len(l.ring))] }
 
-// turn goes on at the beginning of the ring, once that has grown to its bound.
-// Until then nothing is overwritten, so events stay where they are.
+// turn goes on at the beginning of the ring, once that has its bound. Until then
+// nothing is overwritten, so events stay where they are. It grows but once: to grow in
+// steps took some 5 ms of the first 100 in which locks were taken.
 //
 //go:noinline
 func (l *eventLog) turn() {
@@ -37,7 +38,11 @@ func (l *eventLog) turn() {
 		l.slot = 0
 		return
 	}
-	ring := make([]Event, min(max(2*len(l.ring), firstEventLog), l.bound))
+	size := l.bound
+	if len(l.ring) == 0 {
+		size = min(firstEventLog, l.bound)
+	}
+	ring := make([]Event, size)
 	copy(ring, l.ring)
 	l.ring = ring
 }
