@@ -215,11 +215,7 @@ func (d *fuseDevice) answer(unique uint64, code int32) error {
 // returns, and leaves nothing of ours in the caches: so there is little code, and
 // stack, between the two calls.
 func (d *fuseDevice) answerAndRead(a *lockAnswer, buf []byte) (int, error) {
-	var b [sizeofOutHeader]byte
-	putOutHeader(b[:], len(b), a.code, a.unique)
-	if _, errno := d.call(unix.SYS_WRITE, unsafe.Pointer(&b), len(b)); errno != 0 {
-		_ = d.answer(a.unique, a.code) // again, or nobody waits for it any more
-	}
+	_ = d.answer(a.unique, a.code) // it may be that nobody waits for it any more
 	return d.read(buf)
 }
 
@@ -296,9 +292,9 @@ const apparentSize = 1 << 30
 // notifySize makes the kernel believe that a file has apparentSize bytes, or
 // more, until it asks for its attributes again. stat(2) does ask, and is told 0 as in
 // sysfs (before Linux 5.16 only if its attributes are not to be believed); but
-// sendfile(2) and splice(2) into a pipe, by which busybox's cat reads, go by what the kernel believes and would find nothing to read
-// (mm/filemap.c, filemap_splice_read). They learn the real size from the first
-// short read.
+// sendfile(2) and splice(2) into a pipe, by which busybox's cat reads, go by what
+// the kernel believes and would find nothing to read (mm/filemap.c,
+// filemap_splice_read). They learn the real size from the first short read.
 //
 // It stores one byte at the end. That would wait for a read of the same page,
 // which waits for us: so the end is somewhere else each time, where nobody can
