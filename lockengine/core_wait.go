@@ -416,6 +416,11 @@ func (c *core) complete(w *waiter) *completion {
 // shared lock over an exclusive one of the same owner), so it goes on until
 // nothing is left to grant.
 func (c *core) wake() {
+	if g := c.seedOnly(); g != nil {
+		if w := c.eligible(g); w != nil {
+			c.grantTo(w)
+		}
+	}
 	for {
 		c.seed()
 		g := c.ready.pop()
@@ -432,6 +437,21 @@ func (c *core) seed() {
 		groupsOverlapping(s.res.groups.root, s.Range, c.consider)
 	}
 	c.shrunk = c.shrunk[:0]
+}
+
+// seedOnly returns the one group that may have become free to go, if there is but
+// one that waits where something was given back: it need not go on the heap. nil: not so.
+func (c *core) seedOnly() *group {
+	if len(c.shrunk) != 1 || len(c.ready) > 0 {
+		return nil
+	}
+	s := &c.shrunk[0]
+	g := s.res.groups.root
+	if g == nil || g.links.left != nil || g.links.right != nil || !g.overlaps(s.Range) {
+		return nil
+	}
+	c.shrunk = c.shrunk[:0]
+	return g
 }
 
 // consider puts the group on the heap, if one of its waiters can be granted.
@@ -456,6 +476,12 @@ func (c *core) handOff(g *group) {
 		c.consider(g)
 		return
 	}
+	c.grantTo(w)
+}
+
+// grantTo grants a waiter that is eligible, and considers those behind it.
+func (c *core) grantTo(w *waiter) {
+	g := w.group
 	last := g.n == 1 // then the group is gone with it
 	c.grantWaiter(w)
 	if !last {
