@@ -120,7 +120,7 @@ type core struct {
 	// How many owners of record locks, and how many parties, both hold and
 	// wait: without another one no cycle can be.
 	stuckOwners, stuckParties int
-	search                    uint64 // number of the last graph search
+	searches                  uint64 // number of the last graph search
 	groups                    uint64 // how many groups of files ever came
 
 	births uint64 // how many segments, waits and places ever came

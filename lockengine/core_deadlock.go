@@ -13,8 +13,30 @@ const (
 )
 
 // judge says whether the request, which conflicts with a lock held, would
-// close a cycle by waiting. If that depends on what some owners are, it asks.
+// close a cycle by waiting. If that depends on what some owners are, it asks. As long
+// as nobody both holds and waits it can only be in its own way.
 func (c *core) judge(req *Request) (verdict, []question) {
+	if c.stuckOwners+c.stuckParties == 0 && !c.inOwnWay(req) {
+		return cycleNone, nil
+	}
+	return c.search(req)
+}
+
+// inOwnWay: the request's party may hold something as another owner than that of the
+// request.
+func (c *core) inOwnWay(req *Request) bool {
+	o := c.owner(req.Class, req.Owner)
+	if o == nil || o.mixed {
+		return true
+	}
+	p := o.came.party
+	return p == nil || p.pid != req.Who.PID || p.held != o.segs
+}
+
+// search is judge when there may be a cycle.
+//
+//go:noinline
+func (c *core) search(req *Request) (verdict, []question) {
 	v, ask := c.judgeOwners(req)
 	if v == cycleNone && ask == nil && c.partyCycle(req) {
 		v = cyclePossible
@@ -61,7 +83,7 @@ type ownerSearch struct {
 
 func (s *ownerSearch) run(req *Request) bool {
 	c := s.core
-	c.search++
+	c.searches++
 	s.stack, s.last = s.stack[:0], nil
 	if s.expand(nil, c.resource(Record, req.Name), req) {
 		return true
@@ -83,7 +105,7 @@ func (s *ownerSearch) run(req *Request) bool {
 // waits for, and reports whether the newcomer is one of them.
 func (s *ownerSearch) expand(o *owner, r *resource, req *Request) (found bool) {
 	skip := func(h *owner) bool {
-		return h == o || o == nil && h == s.newcomer || h.seen == s.core.search
+		return h == o || o == nil && h == s.newcomer || h.seen == s.core.searches
 	}
 	r.conflicts(req.Range, req.Mode, skip, func(seg *seg) bool {
 		h := seg.by.owner
@@ -91,7 +113,7 @@ func (s *ownerSearch) expand(o *owner, r *resource, req *Request) (found bool) {
 			found = true
 			return false
 		}
-		h.seen, h.from = s.core.search, o
+		h.seen, h.from = s.core.searches, o
 		switch {
 		case h.waits.empty():
 		case h.kind == KindDescription && !s.descriptions:
@@ -130,7 +152,7 @@ func (c *core) partyCycle(req *Request) bool {
 	if p == nil || p.held == 0 {
 		return false
 	}
-	c.search++
+	c.searches++
 	s := partySearch{core: c, newcomer: p, tid: req.Who.TID}
 	if s.expand(nil, req) {
 		return true
@@ -179,8 +201,8 @@ func (s *partySearch) reach(from, p *party, who Who) bool {
 		return false
 	case p == s.newcomer:
 		return from != nil || s.tid != 0 && s.tid == who.TID
-	case p.seen != s.core.search:
-		p.seen = s.core.search
+	case p.seen != s.core.searches:
+		p.seen = s.core.searches
 		if p.stuck() {
 			s.stack = append(s.stack, p)
 		}

@@ -118,7 +118,9 @@ func (k *checker) ordered(segs []*seg) {
 }
 
 func (k *checker) seg(s *seg) {
-	k.segsOf[s.by.owner]++
+	o := s.by.owner
+	k.segsOf[o]++
+	k.is(o.mixed || o.came.party == nil || o.came.party == s.party, "owner %v is not told to be of several parties", o.key)
 	k.used[s.who.UID]++
 	if s.handle != nil {
 		k.handleSegs[s.handle]++

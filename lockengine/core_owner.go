@@ -10,6 +10,7 @@ type owner struct {
 	kind    OwnerKind
 	told    bool   // kind is from a request, which nothing overrides
 	assumed bool   // nobody could say what it is: counts as a process
+	mixed   bool   // its segments may be of other parties than came tells
 	handle  uint64 // through which it asked last; 0: none yet
 	came    hint
 	segs    int
@@ -44,7 +45,7 @@ func (c *core) cameWith(o *owner, req *Request) {
 		o.came.handle = c.handleOf(req.Handle)
 	}
 	if p := o.came.party; p == nil || p.pid != req.Who.PID || p.pid == 0 {
-		o.came.party = c.partyOf(req.Who.PID)
+		o.came.party, o.mixed = c.partyOf(req.Who.PID), o.segs > 0
 	}
 }
 
@@ -63,7 +64,7 @@ func (c *core) learn(o *owner, req *Request) {
 		c.cut.ownerChanges(o)
 	}
 	if o.idle() { // and as good as new
-		o.kind, o.told, o.assumed, o.handle = req.Kind, req.Kind != KindUnknown, false, req.Handle
+		o.kind, o.told, o.assumed, o.handle, o.mixed = req.Kind, req.Kind != KindUnknown, false, req.Handle, false
 		return
 	}
 	switch {

@@ -172,4 +172,12 @@ func testPossible(t *testing.T, n New) {
 		b.wait("", by(1, flock(2, exclusive)))
 		require.EqualValues(t, 1, b.Stats().Possible)
 	})
+	t.Run("a thread for itself, whose owner is of two processes", func(t *testing.T) {
+		b := newBench(t, n)
+		b.try(by(2, record(1, exclusive, 0, 1)))
+		b.try(by(1, record(1, exclusive, 2, 3)))
+		b.try(by(1, record(2, exclusive, 4, 5)))
+		b.wait("", by(1, record(1, exclusive, 4, 5)))
+		require.EqualValues(t, 1, b.Stats().Possible)
+	})
 }
