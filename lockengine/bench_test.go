@@ -298,6 +298,40 @@ func BenchmarkHandOff(b *testing.B) {
 	}
 }
 
+// BenchmarkHandOver is the hand-over of make bench: two owners pass three bytes on, and
+// whoever gets one gives one back and waits for the next, which the other holds.
+func BenchmarkHandOver(b *testing.B) { withAndWithoutLog(b, runHandOver) }
+
+func runHandOver(b *testing.B, l *Local) {
+	var reqs [2][3]Request // by owner and byte
+	for o := range reqs {
+		for at := range reqs[o] {
+			r := benchRequest(uint64(o + 1))
+			r.Range = Range{uint64(2 * at), uint64(2*at) + 1}
+			reqs[o][at] = r
+		}
+	}
+	got, done := 0, func(Grant, error) {}
+	wait := func(r *Request) {
+		if _, id, _ := l.Wait(r, done); id == 0 {
+			got++
+		}
+	}
+	wait(&reqs[0][0])
+	wait(&reqs[0][2])
+	wait(&reqs[1][1])
+	wait(&reqs[1][0]) // of which the first has to wait
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		o := i % 2
+		l.Unlock(&reqs[o][i%3])
+		wait(&reqs[o][(i+1)%3])
+	}
+	if got != 3 {
+		b.Fatal("somebody did not have to wait:", got)
+	}
+}
+
 // BenchmarkDeadlock is the refusal of a wait that closes a cycle of n owners,
 // each of which holds one file and waits for the next one's.
 func BenchmarkDeadlock(b *testing.B) {

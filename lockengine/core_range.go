@@ -21,7 +21,47 @@ type holding struct {
 	res   *resource
 	owner *owner
 	segs  treap[seg, segsOfOne]
+	n     int32    // segments
+	many  bool     // there were more than fewSegs since there was none
 	next  *holding // of the few in resource.holdings
+}
+
+// insert adds a segment. A few are a treap of which each element has but a right
+// child, and the lowest priority: the list of them, which is quick to change.
+func (h *holding) insert(s *seg, c *core) {
+	if h.n++; h.n > fewSegs || h.many {
+		h.insertMany(s, c)
+		return
+	}
+	at := &h.segs.root
+	for *at != nil && (*at).Start < s.Start {
+		at = &(*at).mine.right
+	}
+	s.mine.right, *at = *at, s
+}
+
+//go:noinline
+func (h *holding) insertMany(s *seg, c *core) {
+	h.many = true
+	if h.n > fewSegs {
+		s.mine.prio = c.prio()
+	}
+	h.segs.root = insertAt[seg, segsOfOne](h.segs.root, s)
+}
+
+// remove takes out s, which must be one of its segments.
+func (h *holding) remove(s *seg) {
+	h.n--
+	if h.many {
+		h.segs.removeMore(s)
+		h.many = h.n > 0
+		return
+	}
+	at := &h.segs.root
+	for *at != s {
+		at = &(*at).mine.right
+	}
+	*at, s.mine.right = s.mine.right, nil
 }
 
 // holdings are those on one resource, in no order. A few are a list, and stay
@@ -293,7 +333,7 @@ func (c *core) addSeg(s *seg) {
 	c.segs.push(s, &s.ofCore)
 	h.res.n++
 	h.res.tree(s.mode).insert(s, &c.pools.nodes)
-	h.segs.insert(s, &s.mine, c)
+	h.insert(s, c)
 	if s.handle != nil {
 		s.handle.segs.push(s, &s.hook)
 	}
@@ -311,7 +351,7 @@ func (c *core) removeSeg(s *seg) {
 	c.segs.remove(s, &s.ofCore)
 	h.res.n--
 	h.res.tree(s.mode).remove(s, &c.pools.nodes)
-	h.segs.remove(s, &s.mine)
+	h.remove(s)
 	if s.handle != nil {
 		s.handle.segs.remove(s, &s.hook)
 		c.freeHandle(s.handle)
