@@ -49,20 +49,22 @@ func errnoFor(err error) syscall.Errno {
 // lockFile handles SETLK, SETLKW and GETLK: fcntl(2) and flock(2). A request that
 // waits is answered when the lock is handed over; nothing blocks meanwhile.
 func (s *Server) lockFile(in *fuse.LkIn) {
-	key, ok := s.files.LockKey(in.NodeId)
-	if !ok {
-		s.answerLock(in, syscall.ENOLCK) // synthetic files cannot be locked
-		return
+	req := &s.lock
+	if in.NodeId != s.locked { // a node's number is never another one's
+		key, ok := s.files.LockKey(in.NodeId)
+		if !ok {
+			s.answerLock(in, syscall.ENOLCK) // synthetic files cannot be locked
+			return
+		}
+		req.Name, s.locked = key, in.NodeId
 	}
 	if s.held.of(in.Owner) {
 		s.answerHeld()
 	}
-	req := &s.lock
 	req.Class = lockengine.Record
 	if in.LkFlags&fuse.LK_FLOCK != 0 {
 		req.Class = lockengine.Flock
 	}
-	req.Name = key
 	req.Owner = lockengine.Owner{Session: s.cfg.Session, ID: in.Owner}
 	req.Mode = lockengine.Exclusive
 	if in.Lk.Typ == syscall.F_RDLCK {

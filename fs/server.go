@@ -92,6 +92,7 @@ type Server struct {
 	dev      device
 	files    *files.FS
 	lock     lockengine.Request // the reader's, for the next request about a lock
+	locked   uint64             // the reader's: the node that lock's name is of; 0: none yet
 	nextWait *lockWait          // the reader's, for the next request that may wait
 	held     heldAnswers
 	cfg      Config

@@ -125,7 +125,5 @@ func (l *Local) Room() error {
 }
 
 func (c *core) reserve() int {
-	held := &c.stats.Held
-	n := c.waiters.n + len(c.watches) + held[Named] + held[Record] + held[Flock]
-	return min(reserveMin+reserveEach*n, reserveMax)
+	return min(reserveMin+reserveEach*(c.quota.all+len(c.watches)), reserveMax)
 }

@@ -78,8 +78,6 @@ type FS struct {
 	storeAll    bool          // a successor could not open every file again by itself
 	storeFailed atomic.Bool   // said once
 
-	lastLocked atomic.Pointer[node] // that the last LockKey was of; in nodes
-
 	mu        sync.Mutex
 	nodes     map[uint64]*node   // GUARDED_BY(mu)
 	idents    map[ident]*node    // GUARDED_BY(mu)

@@ -160,7 +160,6 @@ func (f *FS) dropUnused(n *node, ds []doomed) []doomed {
 // discard takes n and its names, which it returns, out of the tables. Needs mu.
 func (f *FS) discard(n *node) (links []link) {
 	n.gone = true
-	f.lastLocked.CompareAndSwap(n, nil)
 	f.unpin(n)
 	delete(f.nodes, n.id)
 	if f.idents[n.ident] == n {

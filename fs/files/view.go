@@ -12,21 +12,12 @@ import (
 // LockKey is the identity of a node's backing file: the same for all its hard links, never used again for another
 // file. It contains device, inode and birth time. ok is false of a number that is none of this package's.
 func (f *FS) LockKey(node uint64) (key string, ok bool) {
-	if n := f.lastLocked.Load(); n != nil && n.id == node {
-		return n.key, true
-	}
-	return f.nextLockKey(node)
-}
-
-// nextLockKey is LockKey of another node than that of the last one.
-func (f *FS) nextLockKey(node uint64) (key string, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	n := f.nodes[node]
 	if n == nil {
 		return "", false
 	}
-	f.lastLocked.Store(n)
 	return n.key, true
 }
 
