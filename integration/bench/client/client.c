@@ -339,14 +339,27 @@ static void set_target(struct target *t, char *arg)
 	snprintf(t->view, sizeof t->view, "%s/view/locks", dir);
 }
 
+/* Whoever comes first finds the scheduler and the caches as another left them: so each round has another order. */
+static void shuffle(struct target **order, struct target *targets, int count)
+{
+	for (int i = 0; i < count; i++) {
+		int at = random() % (i + 1);
+		order[i] = order[at];
+		order[at] = &targets[i];
+	}
+}
+
 static void run(const struct row *row, int rounds, int64_t length, struct target *targets, int count)
 {
 	doing = row->name;
 	for (int i = 0; i < count && row->begin; i++)
 		row->begin(&targets[i]);
-	for (int round = 0; round < rounds; round++)
+	struct target *order[count];
+	for (int round = 0; round < rounds; round++) {
+		shuffle(order, targets, count);
 		for (int i = 0; i < count; i++)
-			measure(row, &targets[(round + i) % count], round, length);
+			measure(row, order[i], round, length);
+	}
 	for (int i = 0; i < count && row->end; i++)
 		row->end(&targets[i]);
 }
@@ -358,6 +371,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	number = atoi(argv[4]);
+	srandom(now());
 	int count = argc - 5;
 	struct target *targets = calloc(count, sizeof *targets);
 	if (!targets)
