@@ -77,11 +77,13 @@ func (k *checker) resource(r *resource) {
 	k.holdings(r)
 	for _, h := range r.holdings.all() {
 		k.is(h.res == r && (h.segs.empty() || k.owners[r.class][h.owner.key] == h.owner), "owner of a holding unknown")
+		before := n
 		for s := range h.segs.all {
 			k.is(s.by == h, "segment of another")
 			k.seg(s)
 			n++
 		}
+		k.is(int(h.n) == n-before && (h.many || h.n <= fewSegs), "a holding of %d segments counts %d", n-before, h.n)
 	}
 	k.is(n == len(all), "%d segments by owner, %d by range", n, len(all))
 	k.segs[r.class] += n

@@ -170,17 +170,9 @@ func (r *resource) conflicts(rng Range, mode Mode, skip func(*owner) bool, yield
 	}
 }
 
-// only returns the owner's segment if it has but one.
-func (h *holding) only() *seg {
-	if s := h.segs.root; s != nil && s.mine.left == nil && s.mine.right == nil {
-		return s
-	}
-	return nil
-}
-
 // touching returns the owner's first segment that ends at or after at.
 func (h *holding) touching(at uint64) *seg {
-	if s := h.only(); s != nil {
+	if s := h.segs.root; h.n == 1 {
 		if s.End < at {
 			return nil
 		}
