@@ -104,8 +104,8 @@ type core struct {
 	handles    map[uint64]*handle
 	parties    map[int32]*party
 	waiters    waiterTable
-	line       list[waiter, waitsOfCore] // all waiters, as they were linked
-	segs       list[seg, segsOfCore]     // all segments, as they were made
+	line       list[waiter] // all waiters, as they were linked
+	segs       list[seg]    // all segments, as they were made
 	names      namedTable
 	places     placeTable
 	watches    map[WatchID]*watch

@@ -21,9 +21,9 @@ type cut struct {
 	endedAt, endedLeft int // names that ended: how many are copied, and are not
 
 	named  copying[named, namedCopy, namedOfCut]
-	segs   copying[seg, Lock, segsOfCore]
-	waits  copying[waiter, waitCopy, waitsOfCore]
-	places copying[place, placeCopy, placesOfTable]
+	segs   copying[seg, Lock, segOfCut]
+	waits  copying[waiter, waitCopy, waitOfCut]
+	places copying[place, placeCopy, placeOfCut]
 
 	ready copies // what was copied and not taken yet
 }
@@ -96,11 +96,11 @@ func (c *core) startCut(whole bool) *cut {
 		},
 	}
 	k.named.start(k, k.firstNamed(0), c.names.last)
-	k.segs.start(k, c.segs.head, c.births)
-	k.waits.start(k, c.line.head, c.births)
+	k.segs.start(k, c.segs.first(), c.births)
+	k.waits.start(k, c.line.first(), c.births)
 	if whole {
 		k.endedLeft = len(c.names.endedFIFO)
-		k.places.start(k, c.places.queue.head, c.births)
+		k.places.start(k, c.places.queue.first(), c.births)
 		k.events = c.log.lastOnes(eventsKept)
 	}
 	c.cut = k
@@ -293,7 +293,12 @@ func (p *copying[T, C, H]) step(n int, out *[]C) int {
 	return 0
 }
 
-type namedOfCut struct{}
+type (
+	namedOfCut struct{}
+	segOfCut   struct{}
+	waitOfCut  struct{}
+	placeOfCut struct{}
+)
 
 func (namedOfCut) number(n *named) uint64          { return n.token }
 func (namedOfCut) next(k *cut, n *named) *named    { return k.firstNamed(n.token) }
@@ -321,26 +326,26 @@ func (n *named) copy() namedCopy {
 	return out
 }
 
-func (segsOfCore) number(s *seg) uint64     { return s.born }
-func (segsOfCore) next(_ *cut, s *seg) *seg { return s.ofCore.next }
+func (segOfCut) number(s *seg) uint64     { return s.born }
+func (segOfCut) next(_ *cut, s *seg) *seg { return s.ofCore.after() }
 
-func (segsOfCore) copy(k *cut, s *seg) Lock {
+func (segOfCut) copy(k *cut, s *seg) Lock {
 	k.ownerChanges(s.by.owner)
 	return s.lock()
 }
 
-func (waitsOfCore) number(w *waiter) uint64        { return w.born }
-func (waitsOfCore) next(_ *cut, w *waiter) *waiter { return w.ofCore.next }
+func (waitOfCut) number(w *waiter) uint64        { return w.born }
+func (waitOfCut) next(_ *cut, w *waiter) *waiter { return w.ofCore.after() }
 
-func (waitsOfCore) copy(k *cut, w *waiter) waitCopy {
+func (waitOfCut) copy(k *cut, w *waiter) waitCopy {
 	k.ownerChanges(w.owner)
 	return waitCopy{w.id, w.since, w.req}
 }
 
-func (placesOfTable) number(p *place) uint64       { return p.born }
-func (placesOfTable) next(_ *cut, p *place) *place { return p.inTable.next }
+func (placeOfCut) number(p *place) uint64       { return p.born }
+func (placeOfCut) next(_ *cut, p *place) *place { return p.inTable.after() }
 
-func (placesOfTable) copy(k *cut, p *place) placeCopy {
+func (placeOfCut) copy(k *cut, p *place) placeCopy {
 	k.ownerChanges(p.owner)
 	out := placeCopy{key: p.key, id: p.id, since: p.since, due: p.due}
 	if p.handle != nil {

@@ -134,7 +134,7 @@ func (s *ownerSearch) unknown(req *Request) (ask []question) {
 	}
 	for o := s.last; o != nil; o = o.from {
 		if !o.isProcess() {
-			ask = append(ask, question{o.key, o.waits.head.req.Who})
+			ask = append(ask, question{o.key, o.waits.first().req.Who})
 		}
 	}
 	return ask

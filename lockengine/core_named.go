@@ -30,14 +30,10 @@ type namedMore struct {
 	note      string
 	prevStart int64
 	queue     *group // nil: nobody waits
-	watches   list[watch, watchesOfNamed]
+	watches   list[watch]
 	handle    *handle
 	ofHandle  hook[named]
 }
-
-type namesOfHandle struct{}
-
-func (namesOfHandle) hook(n *named) *hook[named] { return &n.more.ofHandle }
 
 // watch is somebody who wants to know when a lock ends.
 type watch struct {
@@ -45,10 +41,6 @@ type watch struct {
 	named *named
 	hook  hook[watch]
 }
-
-type watchesOfNamed struct{}
-
-func (watchesOfNamed) hook(w *watch) *hook[watch] { return &w.hook }
 
 func (n *named) held() bool { return n.token != 0 }
 
@@ -321,7 +313,7 @@ func (c *core) endMore(n *named, how End) {
 	m := n.more
 	for w := range m.watches.all {
 		c.done = append(c.done, completion{watch: w.id, end: how})
-		m.watches.remove(w, &w.hook)
+		m.watches.remove(&w.hook)
 		delete(c.watches, w.id)
 	}
 	c.dropNameHandle(n)
@@ -337,7 +329,7 @@ func (c *core) dropNameHandle(n *named) {
 	c.cut.namedChanges(n)
 	h := n.more.handle
 	n.more.handle = nil
-	h.names.remove(n, &n.more.ofHandle)
+	h.names.remove(&n.more.ofHandle)
 	c.freeHandle(h)
 	c.changes++
 }
@@ -473,7 +465,7 @@ func (c *core) dropWatch(id WatchID) bool {
 		return false
 	}
 	c.cut.namedChanges(w.named)
-	w.named.more.watches.remove(w, &w.hook)
+	w.named.more.watches.remove(&w.hook)
 	delete(c.watches, id)
 	c.changes++
 	return true

@@ -14,9 +14,8 @@ type owner struct {
 	handle  uint64 // through which it asked last; 0: none yet
 	came    hint
 	segs    int
-	waits   list[waiter, waitsOfOwner]
-	byGroup treap[waiter, waitersByGroup] // waits too: most owners have one, if any
-	places  list[place, placesOfOwner]
+	waits   treap[waiter, waitersByGroup]
+	places  list[place]
 
 	seen uint64 // number of the last search that came here
 	from *owner // who waits for it, in that search; nil: the newcomer
@@ -181,10 +180,10 @@ func (c *core) classified(kinds []ownerKind) {
 type handle struct {
 	id     uint64
 	parked bool // in the lot
-	segs   list[seg, segsOfHandle]
-	waits  list[waiter, waitsOfHandle]
-	places list[place, placesOfHandle]
-	names  list[named, namesOfHandle]
+	segs   list[seg]
+	waits  list[waiter]
+	places list[place]
+	names  list[named]
 }
 
 // handleOf returns the state of a handle, new if need be; nil for 0.
@@ -234,7 +233,7 @@ type party struct {
 	pid    int32
 	parked bool // in the lot
 	held   int  // segments, and named locks without a lease
-	waits  list[waiter, waitsOfParty]
+	waits  list[waiter]
 	seen   uint64
 }
 

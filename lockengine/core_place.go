@@ -27,19 +27,11 @@ type place struct {
 	ofHandle hook[place]
 }
 
-type placesOfTable struct{}
-type placesOfOwner struct{}
-type placesOfHandle struct{}
-
-func (placesOfTable) hook(p *place) *hook[place]  { return &p.inTable }
-func (placesOfOwner) hook(p *place) *hook[place]  { return &p.ofOwner }
-func (placesOfHandle) hook(p *place) *hook[place] { return &p.ofHandle }
-
 // placeTable has all places kept. As all are kept for the same time, the list
 // is also the order in which they are forgotten.
 type placeTable struct {
 	byKey map[placeKey]*place // the earliest one with this key
-	queue list[place, placesOfTable]
+	queue list[place]
 }
 
 func (t *placeTable) init() { t.byKey = map[placeKey]*place{} }
@@ -48,7 +40,7 @@ func (t *placeTable) deadline() int64 {
 	if t.queue.empty() {
 		return 0
 	}
-	return t.queue.head.due
+	return t.queue.first().due
 }
 
 func placeKeyOf(req *Request) placeKey {
@@ -114,19 +106,19 @@ func (c *core) forgetPlace(p *place) {
 	} else {
 		c.places.byKey[p.key] = head
 	}
-	c.places.queue.remove(p, &p.inTable)
+	c.places.queue.remove(&p.inTable)
 	if p.owner != nil {
-		p.owner.places.remove(p, &p.ofOwner)
+		p.owner.places.remove(&p.ofOwner)
 		c.freeOwner(p.owner)
 	}
 	if p.handle != nil {
-		p.handle.places.remove(p, &p.ofHandle)
+		p.handle.places.remove(&p.ofHandle)
 		c.freeHandle(p.handle)
 	}
 }
 
 func (c *core) forgetPlaces(boot int64) {
-	for p := c.places.queue.head; p != nil && p.due <= boot; p = c.places.queue.head {
+	for p := c.places.queue.first(); p != nil && p.due <= boot; p = c.places.queue.first() {
 		c.forgetPlace(p)
 	}
 }

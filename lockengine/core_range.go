@@ -340,12 +340,12 @@ func (c *core) addSeg(s *seg) {
 func (c *core) removeSeg(s *seg) {
 	h := s.by
 	c.cut.segGoes(s)
-	c.segs.remove(s, &s.ofCore)
+	c.segs.remove(&s.ofCore)
 	h.res.n--
 	h.res.tree(s.mode).remove(s, &c.pools.nodes)
 	h.remove(s)
 	if s.handle != nil {
-		s.handle.segs.remove(s, &s.hook)
+		s.handle.segs.remove(&s.hook)
 		c.freeHandle(s.handle)
 	}
 	c.partyHolds(s.party, -1)
@@ -464,14 +464,14 @@ func (c *core) dropHandle(id uint64) {
 	for h != nil && !h.idle() {
 		switch {
 		case !h.waits.empty():
-			c.giveUp(h.waits.head)
+			c.giveUp(h.waits.first())
 		case !h.places.empty():
 			c.changes++
-			c.forgetPlace(h.places.head)
+			c.forgetPlace(h.places.first())
 		case !h.segs.empty():
-			c.dropSeg(h.segs.head)
+			c.dropSeg(h.segs.first())
 		default:
-			c.endNamed(h.names.head, Released)
+			c.endNamed(h.names.first(), Released)
 		}
 	}
 }

@@ -200,8 +200,8 @@ func (d *stateDecoder) place() {
 	k.name, k.owner, k.rng, k.handle = d.str(), d.owner(), d.rng(), d.num()
 	handle := d.num()
 	req := Request{Class: k.class, Mode: k.mode, Name: k.name, Range: k.rng}
-	tail := c.places.queue.tail
-	inOrder := p.due > c.now.Boot && (tail == nil || tail.due <= p.due)
+	last := c.places.queue.tail.element()
+	inOrder := p.due > c.now.Boot && (last == nil || last.due <= p.due)
 	if !d.check(normalize(&req) && inOrder && p.id != 0 && p.id <= c.nextWaiter && c.waiters.get(p.id) == nil) {
 		return
 	}

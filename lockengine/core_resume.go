@@ -65,7 +65,7 @@ func (c *core) forgetClients() {
 	for _, w := range c.waitersInOrder() {
 		c.cancel(w.id, false)
 	}
-	for p := c.places.queue.head; p != nil; p = c.places.queue.head {
+	for p := c.places.queue.first(); p != nil; p = c.places.queue.first() {
 		c.forgetPlace(p)
 	}
 	for _, s := range c.segsInOrder() {

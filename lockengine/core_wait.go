@@ -22,9 +22,8 @@ type waiter struct {
 
 	next    *waiter       // in the same bucket of core.waiters
 	byID    links[waiter] // in group.queue
-	byGroup links[waiter] // in owner.byGroup
+	byGroup links[waiter] // in owner.waits
 	ofCore  hook[waiter]
-	ofOwner hook[waiter]
 	ofHand  hook[waiter]
 	ofParty hook[waiter]
 }
@@ -45,16 +44,6 @@ func (waitersByGroup) less(a, b *waiter) bool {
 	}
 	return a.id < b.id
 }
-
-type waitsOfCore struct{}
-type waitsOfOwner struct{}
-type waitsOfHandle struct{}
-type waitsOfParty struct{}
-
-func (waitsOfCore) hook(w *waiter) *hook[waiter]   { return &w.ofCore }
-func (waitsOfOwner) hook(w *waiter) *hook[waiter]  { return &w.ofOwner }
-func (waitsOfHandle) hook(w *waiter) *hook[waiter] { return &w.ofHand }
-func (waitsOfParty) hook(w *waiter) *hook[waiter]  { return &w.ofParty }
 
 // waiterTable finds waiters by their IDs. It is a hash table through its elements,
 // so that nothing is allocated to wait. IDs are counted up: the last digits spread
@@ -245,7 +234,7 @@ func (c *core) eligible(g *group) *waiter {
 
 // firstIn returns the owner's earliest waiter in the group.
 func (o *owner) firstIn(g *group) *waiter {
-	w := o.byGroup.seek(func(w *waiter) bool { return w.group.number >= g.number })
+	w := o.waits.seek(func(w *waiter) bool { return w.group.number >= g.number })
 	if w == nil || w.group != g {
 		return nil
 	}
@@ -313,9 +302,8 @@ func (c *core) linkFile(w *waiter) {
 	w.group = c.groupOf(r, w.req.Range, w.req.Mode)
 	o := c.ownerOf(&w.req)
 	w.owner = o
-	o.byGroup.insert(w, &w.byGroup, c)
 	c.ownerStuck(o, 1)
-	o.waits.push(w, &w.ofOwner)
+	o.waits.insert(w, &w.byGroup, c)
 	if !o.came.with(&w.req) {
 		c.cameWith(o, &w.req)
 	}
@@ -337,7 +325,7 @@ func (c *core) shrinkWaiters() {
 func (c *core) unlink(w *waiter) {
 	large := c.waiters.remove(w)
 	c.cut.waiterGoes(w)
-	c.line.remove(w, &w.ofCore)
+	c.line.remove(&w.ofCore)
 	if large {
 		c.shrinkWaiters()
 	}
@@ -350,18 +338,17 @@ func (c *core) unlink(w *waiter) {
 	}
 	if o := w.owner; o != nil {
 		w.group.res.n--
-		o.byGroup.remove(w, &w.byGroup)
-		o.waits.remove(w, &w.ofOwner)
+		o.waits.remove(w, &w.byGroup)
 		c.ownerStuck(o, -1)
 		c.freeOwner(o)
 	}
 	c.freeGroup(w.group)
 	if w.handle != nil {
-		w.handle.waits.remove(w, &w.ofHand)
+		w.handle.waits.remove(&w.ofHand)
 		c.freeHandle(w.handle)
 	}
 	if p := w.party; p != nil {
-		p.waits.remove(w, &w.ofParty)
+		p.waits.remove(&w.ofParty)
 		c.partyStuck(p, -1)
 		c.freeParty(p)
 	}

@@ -1,56 +1,66 @@
 package lockengine
 
-// hook ties an element into one list.
-type hook[T any] struct{ prev, next *T }
+// hook ties an element into one list. It is zero as long as that is in none.
+type hook[T any] struct {
+	of         *T
+	prev, next *hook[T]
+}
 
-// hooked tells a list where in an element its hook is. It has no state.
-type hooked[T any] interface{ hook(*T) *hook[T] }
+// after returns the element after this one, nil if it is the last.
+func (k *hook[T]) after() *T { return k.next.element() }
+
+// element returns whose hook it is, nil if k is nil.
+func (k *hook[T]) element() *T {
+	if k == nil {
+		return nil
+	}
+	return k.of
+}
 
 // list is a doubly linked list through its elements, oldest first: nothing is
 // allocated to append, and to remove is O(1).
-type list[T any, H hooked[T]] struct {
-	head, tail *T
+type list[T any] struct {
+	head, tail *hook[T]
 }
 
-func (l *list[T, H]) empty() bool { return l.head == nil }
+func (l *list[T]) empty() bool { return l.head == nil }
 
-// push appends x, with k its hook of this list: who calls knows it, the list would
-// have to ask.
-func (l *list[T, H]) push(x *T, k *hook[T]) {
-	var h H
-	k.prev = l.tail
+// first returns the oldest element, nil if there is none.
+func (l *list[T]) first() *T { return l.head.element() }
+
+// push appends x, with k its hook of this list.
+func (l *list[T]) push(x *T, k *hook[T]) {
+	k.of, k.prev = x, l.tail
 	if l.tail == nil {
-		l.head = x
+		l.head = k
 	} else {
-		h.hook(l.tail).next = x
+		l.tail.next = k
 	}
-	l.tail = x
+	l.tail = k
 }
 
-// remove takes out x, which must be in the list, with k its hook of this list.
-func (l *list[T, H]) remove(x *T, k *hook[T]) {
-	var h H
+// remove takes out the element whose hook k is, which must be in the list.
+func (l *list[T]) remove(k *hook[T]) {
 	before, after := &l.head, &l.tail
 	if k.prev != nil {
-		before = &h.hook(k.prev).next
+		before = &k.prev.next
 	}
 	if k.next != nil {
-		after = &h.hook(k.next).prev
+		after = &k.next.prev
 	}
 	*before, *after = k.next, k.prev
-	k.prev, k.next = nil, nil
+	*k = hook[T]{}
 }
 
 // all yields the elements, oldest first. The one yielded may be removed
 // meanwhile, no other.
-func (l *list[T, H]) all(yield func(*T) bool) {
-	var h H
-	for x := l.head; x != nil; {
-		next := h.hook(x).next
-		if !yield(x) {
+func (l *list[T]) all(yield func(*T) bool) {
+	for k := l.head; k != nil; {
+		next := k.next
+		if !yield(k.of) {
 			return
 		}
-		x = next
+		k = next
 	}
 }
 

@@ -163,14 +163,6 @@ func (segsOfOne) links(s *seg) *links[seg] { return &s.mine }
 func (segsOfOne) less(a, b *seg) bool      { return a.Start < b.Start }
 func (segsOfOne) update(*seg)              {}
 
-type segsOfCore struct{}
-
-func (segsOfCore) hook(s *seg) *hook[seg] { return &s.ofCore }
-
-type segsOfHandle struct{}
-
-func (segsOfHandle) hook(s *seg) *hook[seg] { return &s.hook }
-
 func (a Owner) less(b Owner) bool {
 	if a.Session != b.Session {
 		return a.Session < b.Session
