@@ -86,9 +86,7 @@ func (t *tail) append(kind uint8, data []byte) uint64 {
 	t.end += int64(end)
 	head, to := (*[recordHeader]byte)(mem[:recordHeader]), mem[recordHeader:end:end]
 	binary.LittleEndian.PutUint32(head[8:], seed)
-	for i := 0; i <= len(data)-4; i += 4 {
-		binary.LittleEndian.PutUint32(to[i:], binary.LittleEndian.Uint32(data[i:]))
-	}
+	copy(to, data)
 	first := uint64(crc32.Update(seed, castagnoli, data)) | uint64(word)<<32
 	if cpu.IsBigEndian {
 		first = bits.ReverseBytes64(first)
