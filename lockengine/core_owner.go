@@ -139,7 +139,7 @@ func (c *core) lookupOwner(class Class, key Owner) *owner {
 
 // freeOwner forgets an idle owner.
 func (c *core) freeOwner(o *owner) {
-	if !o.parked {
+	if !o.parked && o.segs == 0 {
 		c.parkOwner(o)
 	}
 }
@@ -208,7 +208,7 @@ func (h *handle) idle() bool {
 
 // freeHandle forgets a handle if it is idle.
 func (c *core) freeHandle(h *handle) {
-	if !h.parked {
+	if !h.parked && h.segs.empty() {
 		c.parkHandle(h)
 	}
 }
@@ -287,7 +287,7 @@ func (p *party) idle() bool { return p.held == 0 && p.waits.empty() }
 
 // freeParty forgets a party if it is idle.
 func (c *core) freeParty(p *party) {
-	if !p.parked {
+	if !p.parked && p.held == 0 {
 		c.parkParty(p)
 	}
 }

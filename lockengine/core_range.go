@@ -250,8 +250,7 @@ func (c *core) parkResource(r *resource) {
 // take gives the request its range, which conflicts with nothing held by
 // others: it replaces what the owner holds there, and merges with what it
 // touches of the same mode. A merged segment is the newest one's in all else.
-func (c *core) take(r *resource, req *Request) {
-	o := c.ownerOf(req)
+func (c *core) take(r *resource, o *owner, req *Request) {
 	h := c.holding(r, o)
 	merged := req.Range
 	if !h.segs.empty() {

@@ -96,7 +96,7 @@ func (c *core) grantNow(req *Request, res *result) bool {
 		if c.blockerOf(req) != nil && !c.grantsWrongly(req) {
 			return false
 		}
-		c.grant(nil, req, 0, &res.grant)
+		c.grant(nil, nil, req, 0, &res.grant)
 		return true
 	}
 	r := c.resourceOf(req.Class, req.Name)
@@ -108,7 +108,7 @@ func (c *core) grantNow(req *Request, res *result) bool {
 			return false
 		}
 	}
-	c.grant(r, req, 0, &res.grant)
+	c.grant(r, c.ownerOf(req), req, 0, &res.grant)
 	return true
 }
 
@@ -161,13 +161,13 @@ func (c *core) blockerOf(req *Request) *named {
 	return nil
 }
 
-// grant gives the request, which conflicts with nothing, its lock on r (nil: a
-// named one), as g then tells.
-func (c *core) grant(r *resource, req *Request, waited time.Duration, g *Grant) {
+// grant gives the request, which conflicts with nothing, its lock on r for its
+// owner (both nil: a named one), as g then tells.
+func (c *core) grant(r *resource, o *owner, req *Request, waited time.Duration, g *Grant) {
 	if r == nil {
 		*g = c.takeName(req)
 	} else {
-		c.take(r, req)
+		c.take(r, o, req)
 		g.Since = c.now
 	}
 	c.stats.Granted[req.Class]++

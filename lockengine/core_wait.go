@@ -479,7 +479,7 @@ func (c *core) grantTo(w *waiter) {
 func (c *core) grantWaiter(w *waiter) {
 	waited := since(w.since, c.now)
 	d := c.complete(w) // and to grant completes nothing else
-	c.grant(w.group.res, &w.req, waited, &d.grant)
+	c.grant(w.group.res, w.owner, &w.req, waited, &d.grant)
 	c.unlink(w)
 }
 
