@@ -12,20 +12,17 @@ import (
 // lockView is one state of a held lock, to be rendered.
 type lockView struct {
 	lockengine.Lock
-	s       *Server
-	to      caller
-	now     lockengine.Instant
-	waiters []lockengine.Waiting // for slow rows
+	s   *Server
+	to  caller
+	now lockengine.Instant
 }
 
-// viewLock is for a row of lockTable. There may be many waiters: only where it may
-// take its time are they looked at.
-func (s *Server) viewLock(l lockengine.Lock, r *row, c caller) *lockView {
-	v := &lockView{Lock: l, s: s, to: c, now: s.now()}
-	if l.Waiters > 0 && r.slow {
-		v.waiters = s.engine.Waiters(lockengine.Named, l.Name)
+// waiting is who waits for the lock. They may be many: a row that asks is slow.
+func (v *lockView) waiting() []lockengine.Waiting {
+	if v.Waiters == 0 {
+		return nil
 	}
-	return v
+	return v.s.engine.Waiters(lockengine.Named, v.Name)
 }
 
 // space is the reader's pid namespace.
@@ -116,14 +113,15 @@ func (v *lockView) meta(space pidSpace) string {
 func renderWaiters(v *lockView) string {
 	var b strings.Builder
 	space := v.space()
-	for _, w := range v.waiters {
-		fmt.Fprintf(&b, "%d %d %d %s\n", space.pid(w.Who.PID, w.Since), w.Who.UID, v.secondsWaited(w), commandLine(w.Who.PID))
+	for _, w := range v.waiting() {
+		fmt.Fprintf(&b, "%d %d %d %s\n", space.pid(w.Who.PID, w.Since), w.Who.UID, int64(v.waited(w)/time.Second), commandLine(w.Who.PID))
 	}
 	return b.String()
 }
 
-func (v *lockView) secondsWaited(w lockengine.Waiting) int64 {
-	return (v.now.Boot - w.Since.Boot) / int64(time.Second)
+// waited is for how long a request has waited; it may have come after now.
+func (v *lockView) waited(w lockengine.Waiting) time.Duration {
+	return max(0, time.Duration(v.now.Boot-w.Since.Boot))
 }
 
 // renderStatus is one sentence for a person.
@@ -142,7 +140,7 @@ func renderStatus(v *lockView) string {
 	} else {
 		fmt.Fprintf(&b, ", for %s more", people(v.left()))
 	}
-	switch n := len(v.waiters); n {
+	switch n := v.Waiters; n {
 	case 0:
 		b.WriteString("; nobody waits.\n")
 	case 1:

@@ -81,7 +81,7 @@ func (s *Server) renderText(text *longText, n node, c caller) error {
 	}
 	l, err := s.lockOf(n)
 	if err == nil {
-		_, err = io.WriteString(text, n.row.lockText(s.viewLock(l, n.row, c)))
+		_, err = io.WriteString(text, n.row.lockText(&lockView{l, s, c, s.now()}))
 	}
 	return err
 }

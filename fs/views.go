@@ -403,8 +403,8 @@ func renderLockJSON(v *lockView) string {
 	if v.Timeout != 0 {
 		d.Timeout, d.Expiry, d.Left = ptr(seconds(v.Timeout)), ptr(seconds(v.Expiry.Wall)), ptr(seconds(v.left()))
 	}
-	for _, w := range v.waiters {
-		d.Waiters = append(d.Waiters, waiterDetail{space.pid(w.Who.PID, w.Since), w.Who.UID, seconds(v.now.Boot - w.Since.Boot), commandLine(w.Who.PID)})
+	for _, w := range v.waiting() {
+		d.Waiters = append(d.Waiters, waiterDetail{space.pid(w.Who.PID, w.Since), w.Who.UID, seconds(v.waited(w)), commandLine(w.Who.PID)})
 	}
 	b, err := json.Marshal(d)
 	if err != nil {
