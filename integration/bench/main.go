@@ -43,6 +43,7 @@ var rows = []row{
 	{name: "flock", label: "flock and unlock", client: "flock"},
 	{name: "getlk", label: "F_GETLK", client: "getlk"},
 	{name: "handover", label: "hand-over to a process that waits", client: "handover", without: noLocks},
+	{name: "handed", label: "from that unlock to the return of who waited", client: "handed", without: noLocks},
 	{name: "clients8", label: "F_SETLK and unlock, 8 clients", client: "clients", number: 8},
 	{name: "ranges10", label: "F_SETLK and unlock, 10 ranges held", client: "ranges", number: 10, growth: true},
 	{name: "ranges100", label: "F_SETLK and unlock, 100 ranges held", client: "ranges", number: 100, growth: true},

@@ -3,7 +3,7 @@
  *
  *     client ROW ROUNDS MILLISECONDS NUMBER NAME=DIR...
  *
- * A round measures each mount once, for so long, and each round begins with another one. For each of these a line
+ * A round measures each mount once, for so long, each round in another order. For each of these a line
  * "NAME ROUND OPERATIONS NANOSECONDS" is printed. NUMBER is of ranges that another process holds on the file, or of
  * clients: it depends on the row.
  */
@@ -30,9 +30,17 @@ struct target {
 	off_t at;     /* the byte that is locked */
 	int peer[2];  /* to and from the other process of a hand-over */
 	int *clients; /* to and from each of several */
+	struct handed *handed; /* NULL: nobody asks how long a hand-over took */
+};
+
+/* What two processes know of their hand-overs. */
+struct handed {
+	int64_t given[3]; /* when each of the bytes was given up last */
+	int64_t took, n;  /* from there until the other one had it, in all; of how many */
 };
 
 static int number;
+static int64_t counted; /* see all of a row */
 static const char *doing = "start"; /* what is under way, for the message when it fails */
 
 static void fail(const struct target *t, const char *what)
@@ -213,8 +221,23 @@ static void others_hold(struct target *t)
  */
 enum { X, Y, Z, STEPS = 32, HANDOVERS = 6 * STEPS };
 
-static void give(struct target *t, off_t at) { lock(t, F_SETLK, F_UNLCK, at); }
-static void get(struct target *t, off_t at) { lock(t, F_SETLKW, F_WRLCK, at); }
+static void give(struct target *t, off_t at)
+{
+	if (t->handed)
+		t->handed->given[at] = now();
+	lock(t, F_SETLK, F_UNLCK, at);
+}
+
+static void get(struct target *t, off_t at)
+{
+	struct handed *h = t->handed;
+	int64_t asked = h ? now() : 0;
+	lock(t, F_SETLKW, F_WRLCK, at);
+	if (h && h->given[at] > asked) {
+		__atomic_fetch_add(&h->took, now() - h->given[at], __ATOMIC_RELAXED);
+		__atomic_fetch_add(&h->n, 1, __ATOMIC_RELAXED);
+	}
+}
 
 static void hand_over(struct target *t)
 {
@@ -246,6 +269,24 @@ static void hand_over_begin(struct target *t)
 	get(t, X);
 	get(t, Z);
 	hear(t, t->peer[1]);
+}
+
+/* From an unlock until the other process, which waits, returns from its F_SETLKW. */
+static void handed_begin(struct target *t)
+{
+	t->handed = mmap(NULL, sizeof *t->handed, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	check(t, t->handed == MAP_FAILED ? -1 : 0, "mmap");
+	hand_over_begin(t);
+}
+
+static int64_t handed(struct target *t, int64_t length)
+{
+	struct handed *h = t->handed;
+	h->took = h->n = 0;
+	while (h->took < length)
+		hand_over(t);
+	counted = h->took;
+	return h->n;
 }
 
 /* Clients lock and unlock, each a byte of its own of the same file, until a time that they are told. */
@@ -283,7 +324,8 @@ static const struct row {
 	const char *name;
 	void (*begin)(struct target *);
 	void (*op)(struct target *);
-	int64_t (*all)(struct target *, int64_t); /* measures itself, and returns how many operations there were */
+	/* measures itself, and returns how many operations there were; sets counted if not all of the time counts */
+	int64_t (*all)(struct target *, int64_t);
 	void (*end)(struct target *);
 	int worth; /* operations in one op; 0: 1 */
 } rows[] = {
@@ -299,6 +341,7 @@ static const struct row {
 	{ .name = "statlock", .begin = make_lock, .op = stat_lock, .end = drop_lock },
 	{ .name = "view", .begin = hold_byte, .op = view },
 	{ .name = "handover", .begin = hand_over_begin, .op = hand_over, .worth = HANDOVERS },
+	{ .name = "handed", .begin = handed_begin, .op = hand_over, .all = handed },
 	{ .name = "clients", .begin = clients_begin, .all = clients },
 	{ .name = "ranges", .begin = others_hold, .op = setlk },
 };
@@ -311,7 +354,7 @@ static void measure(const struct row *row, struct target *t, int round, int64_t 
 	begin = now();
 	if (row->all) {
 		n = row->all(t, length);
-		took = now() - begin;
+		took = counted ? counted : now() - begin;
 	} else {
 		do { /* the clock is read seldom: on tmpfs it would be a tenth */
 			for (int i = 0; i < (worth > 1 ? 1 : 16); i++, n++)
