@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -447,6 +448,29 @@ func TestSubmountsAreRefused(t *testing.T) {
 	require.NoError(t, unix.Stat(m.path("files/plain"), &st))
 	_, err := os.ReadDir(m.path("files"))
 	require.NoError(t, err)
+}
+
+// TestMountIsReachableByItsFiles: where the mount is below its own backing directory it is a submount there as any other,
+// and nobody waits for an answer of it before he knows that.
+func TestMountIsReachableByItsFiles(t *testing.T) {
+	backing := tempDir(t)
+	dir, file := backing+"/locks", backing+"/file"
+	require.NoError(t, os.Mkdir(dir, 0o755))
+	require.NoError(t, os.WriteFile(file, nil, 0o644))
+	m := newMount(t, "--files", backing)
+	for at, what := range map[string]string{dir: m.dir, file: m.path("README")} {
+		require.NoError(t, unix.Mount(what, at, "", unix.MS_BIND, ""))
+		t.Cleanup(func() { unix.Unmount(at, unix.MNT_DETACH) })
+	}
+	defer time.AfterFunc(30*time.Second, m.abort).Stop() // no signal ends who waits for ever
+	for range 2 {
+		r := newProgram(t, 10*time.Second, "stat", m.path("files/locks"), m.path("files/file")).run(t)
+		require.Equal(t, 1, r.code, r)
+		require.Equal(t, 2, strings.Count(r.err, "Invalid cross-device link"), r.err)
+		r = newProgram(t, 10*time.Second, "ls", m.path("files")).run(t)
+		require.Equal(t, "file\nlocks\n", r.out)
+		m.killWorker()
+	}
 }
 
 // TestBackingDirectoryStaysOutside: no way leads from files/ to what is above its backing directory.

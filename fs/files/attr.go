@@ -44,7 +44,7 @@ func (f *FS) statByName(n *node, st *unix.Statx_t) bool {
 		return false
 	}
 	defer f.release(p)
-	return statAt(p.fd, l.name, st) == nil && identOf(st) == n.ident
+	return f.statAt(p.fd, l.name, st) == nil && identOf(st) == n.ident
 }
 
 // GetAttr reads attributes.

@@ -36,14 +36,11 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 func (f *FS) resolve(dir *node, p *pathFD, name string, allow func() error) (*node, *unix.Statx_t, error) {
 	at, quiet := f.changesOf(dir)
 	st := new(unix.Statx_t)
-	if err := statAt(p.fd, name, st); err != nil {
+	if err := f.statAt(p.fd, name, st); err != nil {
 		if err == unix.ENOENT {
 			f.seen(dir, name, nil, at, quiet)
 		}
 		return nil, nil, err
-	}
-	if !f.mount.same(mountOf(st)) {
-		return nil, nil, unix.EXDEV
 	}
 	n, err := f.admit(st, func(n *node) error {
 		if err := allow(); err != nil {

@@ -153,7 +153,7 @@ func (f *FS) reopen(n *node) (int, error) {
 // verified returns fd if it is n, and closes it otherwise.
 func (f *FS) verified(n *node, fd int) (int, error) {
 	var st unix.Statx_t
-	err := statFD(fd, &st)
+	err := f.statAt(fd, "", &st)
 	if err == nil && identOf(&st) != n.ident {
 		err = unix.ESTALE
 	}

@@ -62,6 +62,7 @@ type FS struct {
 	log    *slog.Logger
 	root   *node
 	mount  mountID
+	local  bool // see statAt
 	maxFDs int
 
 	mountFD     int           // to open file handles with, -1 if that cannot be done
@@ -184,7 +185,7 @@ func (f *FS) adoptRoot(fd int) error {
 		return errACL
 	}
 	f.acls = supported
-	f.mount = mountOf(&st)
+	f.mount, f.local = mountOf(&st), isLocal(fd)
 	f.root = newNode(Root, &st)
 	f.root.lookups = 1 // the kernel never forgets it
 	f.root.fd = &pathFD{fd: fd, users: 1}

@@ -23,9 +23,35 @@ type mountID struct {
 
 const statMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME | unix.STATX_MNT_ID
 
-// statAt looks at one name below a directory, following nothing.
-func statAt(dirfd int, name string, st *unix.Statx_t) error {
-	return unix.Statx(dirfd, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, statMask, st)
+// statAt looks at one name below a directory, following nothing; "": at what dirfd is. It fails with EXDEV where
+// another filesystem is mounted, of which it does not wait for attributes: that may be the mount that is served
+// here, and nobody would answer. What may keep attributes that are out of date is asked for them then.
+func (f *FS) statAt(dirfd int, name string, st *unix.Statx_t) error {
+	const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | unix.AT_EMPTY_PATH
+	err := unix.Statx(dirfd, name, flags|unix.AT_STATX_DONT_SYNC, statMask, st)
+	switch {
+	case err != nil:
+		return err
+	case !f.mount.same(mountOf(st)):
+		return unix.EXDEV
+	case f.local:
+		return nil
+	}
+	return unix.Statx(dirfd, name, flags, statMask, st)
+}
+
+// isLocal reports whether the attributes that are at hand are always true. Others than these have to be asked for
+// them, as NFS.
+func isLocal(fd int) bool {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil {
+		return false
+	}
+	switch st.Type {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.TMPFS_MAGIC:
+		return true
+	}
+	return false
 }
 
 func statFD(fd int, st *unix.Statx_t) error {

@@ -28,7 +28,7 @@ func (f *FS) look(dir *pathFD, name string) ident {
 		return nothing
 	}
 	var st unix.Statx_t
-	if statAt(dir.fd, name, &st) != nil {
+	if f.statAt(dir.fd, name, &st) != nil {
 		return nothing
 	}
 	return identOf(&st)

@@ -258,7 +258,7 @@ func checkNames(t *testing.T, f *FS, dir string, id uint64) {
 			continue
 		}
 		var st unix.Statx_t
-		require.NoError(t, statAt(unix.AT_FDCWD, dir+"/"+k.name, &st), k.name)
+		require.NoError(t, f.statAt(unix.AT_FDCWD, dir+"/"+k.name, &st), k.name)
 		require.Equal(t, identOf(&st), n.ident, k.name)
 	}
 }
