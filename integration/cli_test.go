@@ -298,12 +298,20 @@ func TestCommandsOfOthers(t *testing.T) {
 	m := newMount(t)
 	require.NoError(t, unix.Mkdir(m.path("tlock/x+5m"), 0o755))
 	token := readValue(t, m.path("tlock/x/token"))
-	for _, args := range [][]string{{"release", "x"}, {"release", "x", token}, {"renew", "x", token, "1h"}} {
-		p := m.newCommand(t, args...)
+	const held, reserved = "only the holder's user", "for user N"
+	for _, c := range []struct {
+		says string
+		args []string
+	}{
+		{held, []string{"release", "x"}}, {held, []string{"release", "x", token}}, {held, []string{"renew", "x", token, "1h"}},
+		{reserved, []string{"take", "uid-77.x", "5m"}}, {reserved, []string{"run", "uid-77.x", "--", "true"}},
+	} {
+		p := m.newCommand(t, c.args...)
 		p.SysProcAttr.Credential = &syscall.Credential{Uid: stranger, Gid: stranger}
 		r := p.run(t)
-		assert.Equal(t, 1, r.code, "%v", args)
+		assert.Equal(t, 1, r.code, "%v", c.args)
 		assert.Equal(t, 1, strings.Count(r.err, "\n"), "%s", r.err)
+		assert.Contains(t, r.err, c.says)
 	}
 	assert.Equal(t, "300", readValue(t, m.path("tlock/x/timeout")))
 }
@@ -381,7 +389,7 @@ func TestBadInput(t *testing.T) {
 	for _, timeout := range badTimeouts {
 		wrong(timeout, "take", "--", "y", timeout)
 		wrong(timeout, "renew", "--", "x", token, timeout)
-		if timeout != "" && timeout[0] != '0' { // not to wait is a wait, too
+		if timeout == "" || timeout[0] != '0' { // not to wait is a wait, too
 			wrong(timeout, "take", "--wait="+timeout, "y", "5m")
 			wrong(timeout, "run", "-w="+timeout, "y", "echo", "ran")
 			wrong(timeout, "run", "--grace="+timeout, "y", "echo", "ran")

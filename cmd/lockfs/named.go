@@ -47,10 +47,10 @@ func badTimeout(s string) error {
 	return fail(exitUsage, "timeout %q is not a duration greater than zero: write seconds, or 90s, 5m, 1h30m, 1d", s)
 }
 
-// checkWait checks the seconds, or DURATION, of --wait and -w: 0 is not to wait, ""
-// to wait as long as it takes.
-func checkWait(s string) error {
-	if s == "" {
+// checkWait checks the seconds, or DURATION, of --wait and -w, if that was given: 0
+// is not to wait.
+func checkWait(cmd *cobra.Command, s string) error {
+	if !cmd.Flags().Changed("wait") {
 		return nil
 	}
 	if _, err := fs.ParseSpan(s); err != nil {
@@ -81,6 +81,14 @@ func refusal(doing string, err error) error {
 		return fail(exitUnreachable, "%s: the mount does not answer: %v", doing, errno)
 	}
 	return fail(exitUnreachable, "%s: %v", doing, err)
+}
+
+// notTaken is the refusal of what takes a lock, and is nobody else's yet.
+func notTaken(doing string, err error) error {
+	if errors.Is(err, syscall.EPERM) {
+		return fail(exitNo, "%s: names that begin with uid-N. are for user N and root", doing)
+	}
+	return refusal(doing, err)
 }
 
 // lockPath is tlock/NAME or tlock/NAME@TOKEN.
@@ -115,7 +123,7 @@ func newTake() *cobra.Command {
 			if _, err := checkTimeout(args[1]); err != nil {
 				return err
 			}
-			if err := checkWait(wait); err != nil {
+			if err := checkWait(cmd, wait); err != nil {
 				return err
 			}
 			token, err := take(filepath.Join(mount, "take", args[0]+"+"+args[1]), wait)
@@ -123,7 +131,7 @@ func newTake() *cobra.Command {
 				return fail(exitUsage, "timeout %q is over what the mount allows (lockfs mount --max-timeout)", args[1])
 			}
 			if err != nil {
-				return refusal("take "+args[0], err)
+				return notTaken("take "+args[0], err)
 			}
 			_, err = cmd.OutOrStdout().Write(token)
 			return err

@@ -74,7 +74,7 @@ func (f runFlags) run(cmd *cobra.Command, mount, name string, command []string) 
 	wait := f.wait
 	if f.nonblock {
 		wait = "0"
-	} else if err := checkWait(wait); err != nil {
+	} else if err := checkWait(cmd, wait); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -98,7 +98,7 @@ func (f runFlags) run(cmd *cobra.Command, mount, name string, command []string) 
 // silently, unless -v.
 func (f runFlags) notHad(name string, err error) error {
 	if !errors.Is(err, syscall.EAGAIN) && !errors.Is(err, syscall.ETIMEDOUT) {
-		return refusal("hold "+name, err)
+		return notTaken("hold "+name, err)
 	}
 	if f.verbose {
 		return fail(f.conflict, "failed to get lock %s: it is held", name)
